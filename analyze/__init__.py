@@ -1,0 +1,1 @@
+"""Store + dictionary -> measurements -> report."""

@@ -1,0 +1,1 @@
+"""HTML from measurement files, and from nothing else."""

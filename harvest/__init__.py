@@ -1,0 +1,1 @@
+"""A model or the Linear Representation Bench -> a Zarr store of activations."""

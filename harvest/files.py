@@ -1,0 +1,49 @@
+"""Files that are either whole or not there."""
+
+import contextlib
+import json
+import os
+import pathlib
+from typing import Any
+
+from harvest.errors import UserError
+
+
+def make_folder(path: pathlib.Path) -> None:
+    """Create `path` and its parents; a folder that can't be made or written is a `UserError`."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"output folder {path}: cannot be written ({error.strerror})") from None
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Write beside and rename: a reader sees the old file or the new one, never half of one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_json(path: pathlib.Path, what: str) -> Any:
+    """`what` names the file in the `UserError` that a missing or broken one becomes."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{what} {path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{what} {path}: is not JSON ({error})") from None

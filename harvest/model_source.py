@@ -1,0 +1,92 @@
+"""A model reading a corpus, as a source of rows: one row a kept token, every site in one forward pass."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+
+from harvest.config import HarvestSpec, ModelSpec
+from harvest.corpora.corpus import Corpus
+from harvest.errors import UserError
+from harvest.models.capture import capture
+from harvest.models.load import context_limit, load_model, model_facts
+from harvest.models.sites import resolve_sites
+from harvest.source import Column
+
+
+class ModelSource:
+    """Rows `start` to `stop` come from the sequences that hold them, run in batches of similar length.
+
+    A sequence that straddles two shards is run for both, so that a shard's bytes depend on nothing but its number.
+    """
+
+    def __init__(self, model: ModelSpec, corpus: Corpus, harvest: HarvestSpec) -> None:
+        self.corpus, self.batch_tokens = corpus, harvest.batch_tokens
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = load_model(model, self.device)
+        limit = context_limit(self.model)
+        if limit is not None and corpus.longest > limit:
+            raise UserError(f"context: {corpus.longest} is longer than this model allows; at most {limit}")
+        sites = resolve_sites(self.model, harvest.sites)
+        self.aliases = {name: site.name for name, site in sites.items()}
+        self.sites = list({site.name: site for site in sites.values()}.values())
+        self.rows = corpus.rows
+        self.dtype = model.dtype
+        self.widths: Mapping[str, int] = self._measure_widths()
+        self.facts = {
+            "model": model_facts(model),
+            "corpus": corpus.fingerprint,
+            "sites": [site.name for site in self.sites],
+            "dtype": model.dtype,
+            "batch_tokens": harvest.batch_tokens,
+        }
+        self.columns = {
+            "rows/document": Column("int32"),
+            "rows/position": Column("int32"),
+            "rows/token": Column("int32"),
+            **{f"rows/labels/{name}": Column("int32", None, {"names": names}) for name, names in corpus.labels.items()},
+        }
+        self.tables = corpus.vocabulary_tables()
+
+    def _measure_widths(self) -> dict[str, int]:
+        one = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+        return {name: x.shape[-1] for name, x in capture(self.model, self.sites, one, torch.ones_like(one)).items()}
+
+    def read_columns(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        return self.corpus.read_columns(start, stop)
+
+    def read_sites(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        first, last = self.corpus.sequences_of(start, stop)
+        tokens, keep, offsets = self.corpus.read_sequences(first, last)
+        rows = np.cumsum(keep) - 1 + self.corpus.row_offsets[first] - start
+        wanted = keep & (rows >= 0) & (rows < stop - start)
+        dtype = getattr(torch, self.dtype)
+        filled = {site: torch.empty(stop - start, width, dtype=dtype) for site, width in self.widths.items()}
+        for batch in _batches(np.diff(offsets), self.batch_tokens):
+            ids_BT, mask_BT, at_BT = _pad(batch, tokens, offsets)
+            captured = capture(self.model, self.sites, ids_BT.to(self.device), mask_BT.to(self.device))
+            chosen_BT = mask_BT.bool() & torch.from_numpy(wanted)[at_BT]
+            to = torch.from_numpy(rows)[at_BT[chosen_BT]]
+            for site, x_BTD in captured.items():
+                filled[site][to] = x_BTD[chosen_BT.to(x_BTD.device)].cpu()
+        return filled
+
+
+def _batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+    """Sequence numbers, longest first, in batches of at most `batch_tokens` tokens with padding (one at the least)."""
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        stop = start + max(1, batch_tokens // max(1, int(lengths[order[start]])))
+        yield order[start:stop]
+        start = stop
+
+
+def _pad(batch: np.ndarray, tokens: np.ndarray, offsets: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Right-padded token ids, their mask, and each token's place in `tokens`. Padding repeats a real token: the mask
+    alone says what is padding, so no token id is special."""
+    starts, lengths = offsets[batch], offsets[batch + 1] - offsets[batch]
+    steps = np.arange(lengths.max())
+    at = starts[:, None] + np.minimum(steps, lengths[:, None] - 1)
+    mask = steps < lengths[:, None]
+    return torch.from_numpy(tokens[at].astype(np.int64)), torch.from_numpy(mask.astype(np.int64)), torch.from_numpy(at)

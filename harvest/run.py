@@ -1,0 +1,134 @@
+"""Fill a store from a source, shard by shard; whatever is already there is kept."""
+
+import contextlib
+import fcntl
+import pathlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from tqdm import tqdm
+
+from harvest.errors import UserError
+from harvest.files import make_folder, write_json
+from harvest.progress import progress
+from harvest.source import Source
+from harvest.store import Store, StoreWriter
+
+_CREATION = 2**40  # the byte of the lock file that stands for creating the store; no shard has this number
+
+
+def harvest(
+    source: Source,
+    store: pathlib.Path,
+    manifest: pathlib.Path,
+    aliases: Mapping[str, str],
+    part: tuple[int, int] = (1, 1),
+) -> None:
+    """Write part `i` of `n` of a store; once every shard is there, write the manifest.
+
+    Parts own disjoint ranges of shards and may run anywhere; the bytes are the same for any number of parts.
+    Raises `UserError` where the store belongs to other facts, is being written by another process, or would not fit.
+    """
+    if source.rows == 0:
+        raise UserError("the corpus is empty: there is no row to harvest")
+    writer = StoreWriter(store, source, aliases)
+    writer.check()
+    index, parts = part
+    first, last = writer.shards * (index - 1) // parts, writer.shards * index // parts
+    _check_disk(store, writer)
+    make_folder(manifest.parent)
+    make_folder(store)
+    with _locked(store, _CREATION, 1, wait=True):
+        writer.create()
+    with _locked(store, first, max(1, last - first)):
+        writer.sweep(first, last)
+        _write_shards(writer, writer.missing(first, last))
+    whole = Store(store)
+    if whole.finished.all():
+        write_json(manifest, manifest_of(whole))
+
+
+def manifest_of(store: Store) -> dict[str, Any]:
+    """What a finished store holds; equal for equal stores."""
+    sites = {}
+    for site, width in store.widths.items():
+        found = store.statistics(site)
+        total = float(found.variance.sum())
+        sites[site] = {"width": width, "mean_norm": found.mean_norm, "total_variance": total}
+    return {
+        "fingerprint": store.fingerprint,
+        "rows": store.rows,
+        "dtype": store.group.attrs["dtype"],
+        "shards": len(store.finished),
+        "sites": sites,
+        "labels": {name: len(names) for name, names in store.labels.items()},
+        "source": store.facts,
+        "created_with": store.group.attrs["created_with"],
+    }
+
+
+def _write_shards(writer: StoreWriter, shards: list[int]) -> None:
+    """Compute shards in order while one thread writes the one before."""
+    if not shards:
+        return
+    rows = sum(stop - start for start, stop in map(writer.range, shards))
+    with ThreadPoolExecutor(1) as thread, progress(rows, "harvest") as bar:
+        pending = None
+        begun = time.perf_counter()
+        for shard in shards:
+            start, stop = writer.range(shard)
+            sites, columns = writer.source.read_sites(start, stop), writer.source.read_columns(start, stop)
+            if pending is None:
+                _announce(writer, rows, (time.perf_counter() - begun) / (stop - start) * rows)
+            else:
+                pending.result()
+            pending = thread.submit(writer.write, shard, sites, columns)
+            bar.update(stop - start)
+        assert pending is not None
+        pending.result()
+
+
+def _announce(writer: StoreWriter, rows: int, seconds: float) -> None:
+    free = shutil.disk_usage(writer.path).free
+    tqdm.write(
+        f"{writer.path}: {rows:,} of {writer.source.rows:,} rows to harvest, {len(writer.source.widths)} sites, "
+        f"{_size(writer.bytes)} in all, {_size(free)} free, about {seconds / 60:.1f} min"
+    )
+
+
+def _check_disk(store: pathlib.Path, writer: StoreWriter) -> None:
+    """Refuse before the first write; what a resumed store already holds is not needed again."""
+    there = store
+    while not there.exists():
+        there = there.parent
+    held = sum(file.stat().st_size for file in store.rglob("*") if file.is_file()) if store.exists() else 0
+    free, needed = shutil.disk_usage(there).free, writer.bytes - held
+    if needed > free:
+        raise UserError(
+            f"store {store}: needs {_size(needed)} more, {_size(free)} are free in {there}; take fewer tokens or sites"
+        )
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+@contextlib.contextmanager
+def _locked(store: pathlib.Path, start: int, length: int, wait: bool = False) -> Iterator[None]:
+    """Hold some bytes of a lock file, each of which stands for a shard; a second harvest that wants one is told so.
+
+    The system drops the lock when a process dies, however it dies.
+    """
+    with (store / ".lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), length, start)
+        except BlockingIOError:
+            raise UserError(f"store {store}: another harvest is writing these shards; wait for it or stop it") from None
+        yield

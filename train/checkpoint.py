@@ -1,0 +1,57 @@
+"""Checkpoints: a folder per step, written beside and renamed, so that the newest one is always whole."""
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from harvest.errors import UserError
+from harvest.files import read_json
+
+
+class Checkpoints:
+    """`step-N/` folders of one training run, and the identity of that run."""
+
+    def __init__(self, folder: pathlib.Path, identity: dict[str, Any]) -> None:
+        self.folder, self.identity = folder, json.loads(json.dumps(identity))
+
+    def newest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and facts of the last whole checkpoint. Raises `UserError` if another run wrote it."""
+        found = sorted(self.folder.glob("step-*[0-9]"))
+        if not found:
+            return None
+        facts = read_json(found[-1] / "state.json", "checkpoint")
+        if facts["identity"] != self.identity:
+            differing = [key for key in self.identity if self.identity[key] != facts["identity"].get(key)]
+            raise UserError(
+                f"checkpoints {self.folder} were made with other settings ({', '.join(differing)}); "
+                "delete that folder to train anew, or restore the settings to continue"
+            )
+        return load_file(found[-1] / "state.safetensors"), facts
+
+    def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Write a checkpoint; older ones go only once it is in place."""
+        final = self.folder / f"step-{step:09d}"
+        beside = final.with_suffix(".partial")
+        shutil.rmtree(beside, ignore_errors=True)
+        try:
+            beside.mkdir(parents=True)
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside / "state.safetensors")
+            (beside / "state.json").write_text(json.dumps({**facts, "identity": self.identity}))
+            shutil.rmtree(final, ignore_errors=True)
+            beside.rename(final)
+        except OSError as error:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise UserError(
+                f"checkpoint {final}: cannot be written ({error}); the one before it is kept: "
+                "make room and run the same command"
+            ) from None
+        for old in self.folder.glob("step-*"):
+            if old != final:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)

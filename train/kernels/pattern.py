@@ -1,0 +1,172 @@
+"""Active latents of a batch, as compressed rows or as a dense mask, and the products over them.
+
+A training step needs three products (Gao et al. 2024, appendix D.2): latents into outputs (`product`), rows with
+latents at active places only (`sampled`), and the transposed product that both have as their weight gradient. Each is
+one embedding bag: the bag of a row holds its active latents, and the bag of a latent holds the rows it is active in.
+PyTorch's embedding bag multiplies and sums as it gathers, so memory grows with N, never with N·D, and two CPU cores
+run it at memory speed.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SparsePattern:
+    """Compressed sparse rows: row b has latents `latents_N[offsets_B1[b]:offsets_B1[b+1]]`. Values are `(N,)`."""
+
+    offsets_B1: Tensor
+    latents_N: Tensor
+    latents: int
+
+    @staticmethod
+    def from_topk(indices_BK: Tensor, latents: int) -> "SparsePattern":
+        rows, k = indices_BK.shape
+        return SparsePattern(
+            torch.arange(0, rows * k + 1, k, device=indices_BK.device), indices_BK.reshape(-1), latents
+        )
+
+    @staticmethod
+    def from_mask(mask_BF: Tensor) -> "SparsePattern":
+        offsets_B1 = F.pad(mask_BF.sum(1).cumsum(0), (1, 0))
+        return SparsePattern(offsets_B1, mask_BF.nonzero()[:, 1], mask_BF.shape[1])
+
+    @property
+    def rows(self) -> int:
+        return len(self.offsets_B1) - 1
+
+    @cached_property
+    def rows_N(self) -> Tensor:
+        """The row of each active latent."""
+        counts_B = self.offsets_B1.diff()
+        return torch.arange(self.rows, device=counts_B.device).repeat_interleave(
+            counts_B, output_size=len(self.latents_N)
+        )
+
+    @cached_property
+    def transposed(self) -> tuple["SparsePattern", Tensor]:
+        """The same places by latent, and the permutation that takes values there."""
+        latents_N, order_N = self.latents_N.sort(stable=True)
+        edges = torch.arange(self.latents + 1, device=latents_N.device)
+        return SparsePattern(torch.searchsorted(latents_N, edges), self.rows_N[order_N], self.rows), order_N
+
+    def pick(self, parameter_F: Tensor) -> Tensor:
+        """A parameter of each latent, at the active places: `(N,)`."""
+        return parameter_F[self.latents_N]
+
+    def sampled(self, x_BD: Tensor, W_FD: Tensor) -> Tensor:
+        """`<x_b, W_f>` at the active places: `(N,)`."""
+        found: Tensor = _Sampled.apply(x_BD, W_FD, self)
+        return found
+
+    def product(self, values_N: Tensor, W_FD: Tensor) -> Tensor:
+        """`Σ_f values_bf W_f`: `(B, D)`."""
+        found: Tensor = _Product.apply(values_N, W_FD, self)
+        return found
+
+    def where(self, keep_N: Tensor, values_N: Tensor) -> tuple["SparsePattern", Tensor]:
+        """Only the places where `keep_N`, and the values there."""
+        kept_N = keep_N.nonzero()[:, 0]
+        offsets_B1 = F.pad(keep_N.cumsum(0), (1, 0))[self.offsets_B1]
+        return SparsePattern(offsets_B1, self.latents_N[kept_N], self.latents), values_N[kept_N]
+
+    def count(self, active_N: Tensor) -> Tensor:
+        """How many rows each latent is active in: `(F,)`."""
+        return torch.zeros(self.latents, dtype=torch.int64, device=active_N.device).index_add_(
+            0, self.latents_N, active_N.long()
+        )
+
+    def dense(self, values_N: Tensor) -> Tensor:
+        out_BF = values_N.new_zeros(self.rows, self.latents)
+        return out_BF.index_put((self.rows_N, self.latents_N), values_N)
+
+
+@dataclass(frozen=True)
+class DensePattern:
+    """A mask, for batches where so many latents are active that dense products are faster. Values are `(B, F)`."""
+
+    mask_BF: Tensor
+
+    @property
+    def latents(self) -> int:
+        return self.mask_BF.shape[1]
+
+    @property
+    def rows(self) -> int:
+        return len(self.mask_BF)
+
+    def pick(self, parameter_F: Tensor) -> Tensor:
+        return parameter_F.expand_as(self.mask_BF)
+
+    def sampled(self, x_BD: Tensor, W_FD: Tensor) -> Tensor:
+        return (x_BD @ W_FD.T) * self.mask_BF
+
+    def product(self, values_BF: Tensor, W_FD: Tensor) -> Tensor:
+        return (values_BF * self.mask_BF) @ W_FD
+
+    def where(self, keep_BF: Tensor, values_BF: Tensor) -> tuple["DensePattern", Tensor]:
+        return DensePattern(self.mask_BF & keep_BF), values_BF * keep_BF
+
+    def count(self, active_BF: Tensor) -> Tensor:
+        return (active_BF & self.mask_BF).sum(0)
+
+    def dense(self, values_BF: Tensor) -> Tensor:
+        return values_BF * self.mask_BF
+
+
+Pattern = SparsePattern | DensePattern
+
+
+def _product(pattern: SparsePattern, values_N: Tensor, W_FD: Tensor) -> Tensor:
+    return F.embedding_bag(
+        pattern.latents_N, W_FD, pattern.offsets_B1, mode="sum", per_sample_weights=values_N, include_last_offset=True
+    )
+
+
+def _sampled(pattern: SparsePattern, x_BD: Tensor, W_FD: Tensor) -> Tensor:
+    # The gradient of an embedding bag with respect to its weights per sample is this product, exactly.
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(  # type: ignore[no-any-return]
+        x_BD.contiguous(), W_FD, pattern.latents_N, pattern.offsets_B1[:-1], pattern.rows_N, 0
+    )
+
+
+def _transposed_product(pattern: SparsePattern, values_N: Tensor, x_BD: Tensor) -> Tensor:
+    by_latent, order_N = pattern.transposed
+    return _product(by_latent, values_N[order_N], x_BD.contiguous())
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values_N: Tensor, W_FD: Tensor, pattern: SparsePattern) -> Tensor:
+        ctx.save_for_backward(values_N, W_FD)
+        ctx.pattern = pattern
+        return _product(pattern, values_N, W_FD)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor | None, None]:
+        values_N, W_FD = ctx.saved_tensors
+        (gradient_BD,) = gradients
+        values = _sampled(ctx.pattern, gradient_BD, W_FD) if ctx.needs_input_grad[0] else None
+        W = _transposed_product(ctx.pattern, values_N, gradient_BD) if ctx.needs_input_grad[1] else None
+        return values, W, None
+
+
+class _Sampled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_BD: Tensor, W_FD: Tensor, pattern: SparsePattern) -> Tensor:
+        ctx.save_for_backward(x_BD, W_FD)
+        ctx.pattern = pattern
+        return _sampled(pattern, x_BD, W_FD)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor | None, None]:
+        x_BD, W_FD = ctx.saved_tensors
+        (gradient_N,) = gradients
+        x = _product(ctx.pattern, gradient_N, W_FD) if ctx.needs_input_grad[0] else None
+        W = _transposed_product(ctx.pattern, gradient_N, x_BD) if ctx.needs_input_grad[1] else None
+        return x, W, None

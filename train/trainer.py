@@ -1,0 +1,119 @@
+"""One dictionary in training: its weights, its optimizer, and everything a step needs to know or remembers."""
+
+from typing import Any
+
+import accelerate
+import torch
+from torch import Tensor
+
+from harvest.errors import UserError
+from harvest.store import Store
+from train.batches import Batch
+from train.config import DictionarySpec
+from train.dictionary import Dictionary
+from train.objective import Objective, keep_decoder_steps_on_sphere
+from train.scaling import Scaling, unscale
+from train.sparsity import make_sparsity
+
+
+class Trainer:
+    """Steps a dictionary over batches of a store. Its whole state is `state()`: a step is a function of it."""
+
+    def __init__(self, spec: DictionarySpec, store: Store, accelerator: accelerate.Accelerator) -> None:
+        self.spec, self.accelerator = spec, accelerator
+        self.steps = max(1, spec.tokens // spec.batch)
+        self.reads = [store.site(site) for site in spec.reads]
+        self.writes = [store.site(site) for site in spec.written]
+        device = accelerator.device
+        self.read_scaling = Scaling.of(store, self.reads).to(device)
+        self.write_scaling = Scaling.of(store, self.writes).to(device)
+        self.dictionary = Dictionary(
+            len(self.read_scaling.mean),
+            len(self.write_scaling.mean),
+            make_sparsity(spec.method, spec.l0, spec.latents),
+            centered=self.reads == self.writes,
+        )
+        self.dictionary.start(torch.Generator().manual_seed(spec.seed))
+        self.dictionary.to(device)
+        objective = Objective(self.dictionary, rounded=bfloat16_is_fast(device))
+        # eps far below 1e-8: the gradient of a latent that fires once in 10^5 rows is as small as that.
+        optimizer = torch.optim.Adam(self.dictionary.parameters(), lr=spec.peak_learning_rate, eps=1e-12, fused=True)
+        self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+        self.step = 0
+        self.idle_F = torch.zeros(spec.latents, dtype=torch.int64, device=device)
+
+    @property
+    def sites(self) -> list[str]:
+        return [*self.reads, *self.writes]
+
+    def train_on(self, batch: Batch) -> dict[str, Tensor]:
+        """One step: forward, backward, Adam, unit-norm decoder. Returns what there is to log, on the device."""
+        device = self.accelerator.device
+        x_BP = self.read_scaling(torch.cat([batch.sites[site].to(device) for site in self.reads], 1))
+        same = self.reads == self.writes
+        y_BR = x_BP if same else self.write_scaling(torch.cat([batch.sites[s].to(device) for s in self.writes], 1))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.steps, self.spec.peak_learning_rate)
+        outcome = self.objective(x_BP, y_BR)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(outcome.loss)
+        keep_decoder_steps_on_sphere(self.dictionary)
+        self.optimizer.step()
+        self.dictionary.normalize_decoder()
+        self.step += 1
+        return self._count(outcome.fired_F, outcome.active, {"loss": outcome.loss.detach(), **outcome.terms})
+
+    def _count(self, fired_F: Tensor, active: Tensor, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Over all processes: who fired, mean active latents a row, mean loss terms."""
+        fired_F = self.accelerator.reduce(fired_F, "sum")
+        self.idle_F = torch.where(fired_F > 0, 0, self.idle_F + self.spec.batch)
+        logged = {name: self.accelerator.reduce(value, "mean") for name, value in terms.items()}
+        logged["l0"] = self.accelerator.reduce(active, "sum") / self.spec.batch
+        return logged
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that later steps depend on, besides the step number."""
+        tensors = {f"dictionary.{name}": value for name, value in self.dictionary.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+        return {**tensors, "idle": self.idle_F}
+
+    def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
+        self.step = step
+        self.idle_F = tensors["idle"].to(self.accelerator.device)
+        self.dictionary.load_state_dict(
+            {name.removeprefix("dictionary."): t for name, t in tensors.items() if name.startswith("dictionary.")}
+        )
+        moments: dict[int, dict[str, Any]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".")
+                moments.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+
+    def finished(self) -> Dictionary:
+        """The dictionary in the model's own units. The trainer is of no use afterwards."""
+        unscale(self.dictionary, self.read_scaling, self.write_scaling)
+        return self.dictionary.cpu()
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over the first twentieth (at most 1,000 steps), linear decay to zero over the last fifth."""
+    warmup = max(1, min(1000, steps // 20))
+    decay = max(1, steps // 5)
+    return peak * min(1.0, (step + 1) / warmup, (steps - step) / decay)
+
+
+def bfloat16_is_fast(device: torch.device) -> bool:
+    """Whether the processor multiplies bfloat16 matrices faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def training_rows(rows: int, holdout: float) -> int:
+    """Rows that training may see: all but the last `holdout` share."""
+    kept = int(rows * (1 - holdout))
+    if kept < 1:
+        raise UserError(f"holdout: {holdout} of {rows} rows leaves none to train on")
+    return kept
