@@ -31,7 +31,7 @@ def feature_matrix(features: int, width: int, interference: float, rng: np.rando
     Gaussian columns, normalised (eq. 27); then gradient descent on
     Σ_{i≠j} max(0, <w_i,w_j> - (M-ε))² + λ Σ_{i≠j} max(0, <w_i,w_j>)² (eq. 28), normalised after each step (eq. 29).
     The descent runs in float64: the bench's sizes take a fraction of a second, and rounding to float32 at the end hides
-    the last bits in which processors differ.
+    the last bits, in which processors differ.
 
     Raises:
         UserError: the descent did not get below `interference`.
