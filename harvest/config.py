@@ -74,13 +74,14 @@ class CorpusSpec(Spec):
 class HarvestSpec(Spec):
     """One pass of a model over a corpus that fills one store."""
 
-    model: Name
-    corpus: Name
     sites: Annotated[list[str], Field(min_length=1)]
     """Places in the model, such as `layers.12.resid_post`, or by relative depth `layers.40%.resid_post`."""
     batch_tokens: Count = 8192
     """Tokens in one forward pass, padding included."""
 
+
+UNION_TAGS = ("from a model", "from the bench")
+"""How alternatives are told apart in pydantic's error paths; a user did not write these."""
 
 SpecType = TypeVar("SpecType", bound=Spec)
 
@@ -110,25 +111,26 @@ def check_spec(values: Any, kind: type[SpecType], where: str = "") -> SpecType:
 
 def _first_mistake(error: pydantic.ValidationError, kind: type[pydantic.BaseModel]) -> str:
     mistake = error.errors()[0]
-    key = ".".join(str(part) for part in mistake["loc"])
+    key = ".".join(str(part) for part in mistake["loc"] if part not in UNION_TAGS)
     if mistake["type"] == "extra_forbidden":
-        return f"{key}: unknown key (a {kind.__name__} has: {', '.join(_keys_at(kind, mistake['loc'][:-1]))})"
+        return f"{key}: unknown key{_keys_at(kind, mistake['loc'][:-1])}"
     if mistake["type"] == "missing":
         return f"{key}: missing, and there is no default"
     value = json.dumps(mistake["input"], default=str)
     return f"{key or 'config'}: {value[:200]}: {mistake['msg'].removeprefix('Value error, ')}"
 
 
-def _keys_at(kind: type[pydantic.BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+def _keys_at(kind: type[pydantic.BaseModel], loc: tuple[int | str, ...]) -> str:
     """The keys allowed at `loc`, found by walking the annotations as far as they can be followed."""
     model: Any = kind
     for part in loc:
-        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else model
-        models = [m for m in _models_in(annotation)]
-        if len(models) != 1:
-            return ["see --help"]
-        model = models[0]
-    return list(model.model_fields)
+        if part in UNION_TAGS or part not in model.model_fields:
+            continue  # a name the user chose, such as a model's
+        found = _models_in(model.model_fields[str(part)].annotation)
+        if len(found) != 1:
+            return ""
+        model = found[0]
+    return f"; there are {', '.join(model.model_fields)}"
 
 
 def _models_in(annotation: Any) -> list[type[pydantic.BaseModel]]:

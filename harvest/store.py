@@ -276,7 +276,7 @@ class StoreWriter:
         array[start:stop] = values
 
     def sweep(self, first: int, last: int) -> None:
-        """Remove what a killed writer left of shards `[first, last)`: Zarr writes `<key>.<random>.partial` and renames."""
+        """Remove what a killed writer left of shards `[first, last)`: Zarr writes `<key>.<random>.partial`, then renames."""
         for litter in self.path.rglob("*.partial"):
             parts = litter.relative_to(self.path).parts
             shard = parts[parts.index("c") + 1].split(".")[0] if "c" in parts else ""

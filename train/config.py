@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import pydantic
 from pydantic import Field
 
-from harvest.config import Count, Name, Spec
+from harvest.config import Count, Spec
 
 
 class SparsitySpec(Spec):
@@ -15,10 +15,32 @@ class SparsitySpec(Spec):
     """The mean number of active latents per row."""
 
 
+class AnchorSpec(Spec):
+    """Latents held to known directions (arXiv 2512.05534, section 4)."""
+
+    source: Annotated[str, Field(pattern=r"^(truth|clusters|labels\..+)$")]
+    """Where the directions come from: `truth` (columns of the bench's feature matrix, drawn at random, eq. 22),
+    `labels.<set>` (the mean of each labelled subpopulation, eq. 23), or `clusters` (spherical k-means centres)."""
+    count: Count
+    """How many anchors; the first latents are held to them."""
+    names: list[str] | None = None
+    """With `labels.<set>`: these labels and no others; `count` of them, drawn at random, unless given."""
+    weight: Annotated[float, Field(ge=0)] = 0.1
+    """λ_anchor of eq. 25, the loss being the fraction of variance unexplained."""
+
+
+class MatryoshkaSpec(Spec):
+    """Nested dictionaries inside one: the loss is a sum over them (give one of the two)."""
+
+    prefixes: list[Annotated[float, Field(gt=0, le=1)]] | None = None
+    """Shares of the latents, such as [0.25, 0.5, 1]: each prefix must reconstruct by itself (Bussmann et al. 2025)."""
+    levels: list[Annotated[float, Field(gt=0)]] | None = None
+    """Multiples of l0, such as [0.5, 1]: the strongest latents alone must reconstruct too (eq. 9)."""
+
+
 class DictionarySpec(Spec):
     """A dictionary: it reads sites and writes sites. SAE: the same. Transcoder: others. Crosscoder: several."""
 
-    harvest: Name
     reads: Annotated[list[str], Field(min_length=1)]
     """Sites of the harvest whose activations are encoded; several are concatenated."""
     writes: Annotated[list[str], Field(min_length=1)] | None = None
@@ -35,6 +57,10 @@ class DictionarySpec(Spec):
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the store, its last rows, that training never sees; measurements are given there too."""
     seed: int = 0
+    anchors: AnchorSpec | None = None
+    matryoshka: MatryoshkaSpec | None = None
+    skip: bool = False
+    """A linear connection from what is read to what is written, beside the latents (transcoders)."""
 
     @pydantic.field_validator("sparsity")
     @classmethod

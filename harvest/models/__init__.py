@@ -1,0 +1,1 @@
+"""Models and their sites: the only place that imports transformers."""

@@ -1,0 +1,115 @@
+"""Read activations out of a forward pass, which ends as soon as the last of them is there."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from harvest.errors import UserError
+from harvest.models.load import position_offset, takes
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a model: what goes `in` or comes `out` of the module at `path` (the empty path is the model)."""
+
+    name: str
+    path: str
+    side: Literal["in", "out"]
+
+
+class _AllCaptured(Exception):  # noqa: N818
+    """Ends a forward pass from inside a hook; no error."""
+
+
+def capture(
+    model: torch.nn.Module, sites: Collection[Site], input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Site name -> its activations `(B, T, width)` on the model's device, from one pass that stops after the last one.
+
+    `attention_mask_BT` is 1 at tokens and 0 at padding, on either side; what is captured at padding means nothing.
+    Raises `UserError` where a site is never reached or is not one vector per token.
+    """
+    captured = run_until_captured(model, sites, input_ids_BT, attention_mask_BT)
+    for site in sites:
+        if site.name not in captured:
+            raise UserError(f"{site.name}: a forward pass of this model gives no tensor there")
+        if captured[site.name].shape[:-1] != input_ids_BT.shape:
+            shape = tuple(captured[site.name].shape)
+            raise UserError(f"{site.name}: its shape {shape} is not one vector per token {tuple(input_ids_BT.shape)}")
+    return {site.name: captured[site.name] for site in sites}
+
+
+def site_widths(model: torch.nn.Module, sites: Collection[Site]) -> dict[str, int]:
+    """Site name -> width of its activation vectors, seen by running the model on one token."""
+    return {name: values.shape[-1] for name, values in capture(model, sites, *one_token()).items()}
+
+
+def one_token() -> tuple[torch.Tensor, torch.Tensor]:
+    """The smallest input there is: token ids and attention mask, both `(1, 1)`."""
+    return torch.zeros((1, 1), dtype=torch.long), torch.ones((1, 1), dtype=torch.long)
+
+
+@torch.inference_mode()
+def run_until_captured(
+    model: torch.nn.Module, sites: Collection[Site], input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """As `capture`, unchecked: a site that is not reached, or is no tensor, is absent."""
+    captured: dict[str, torch.Tensor] = {}
+
+    def keep(site: Site, value: Any) -> None:
+        # A module that runs twice in a pass is captured at its first run.
+        if isinstance(value, torch.Tensor) and site.name not in captured:
+            # A copy, because some models go on to change the tensor in place: Falcon adds the attention's output to the
+            # MLP's. It costs a thousandth of the pass.
+            captured[site.name] = value.clone()
+        if len(captured) == len(names):
+            raise _AllCaptured
+
+    names = {site.name for site in sites}
+    inputs = _inputs(model, input_ids_BT, attention_mask_BT)
+    handles = []
+    try:
+        for site in sites:
+            module = model.get_submodule(site.path)
+            if site.side == "in":
+                handles.append(module.register_forward_pre_hook(_input_hook(site, keep), with_kwargs=True))
+            else:
+                handles.append(module.register_forward_hook(_output_hook(site, keep)))
+        model(**inputs)
+    except _AllCaptured:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return captured
+
+
+def _input_hook(site: Site, keep: Any) -> Any:
+    def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        keep(site, args[0] if args else kwargs.get("hidden_states", next(iter(tensors), None)))
+
+    return hook
+
+
+def _output_hook(site: Site, keep: Any) -> Any:
+    def hook(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        # Attention returns its weights too, and a whole model a record; the activations come first in both.
+        keep(site, output if isinstance(output, torch.Tensor) else output[0])
+
+    return hook
+
+
+def _inputs(
+    model: torch.nn.Module, input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    device = next(model.parameters()).device
+    inputs = {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT}
+    starts_late = bool((attention_mask_BT[:, 1:] > attention_mask_BT[:, :-1]).any())
+    if starts_late and takes(model, "position_ids"):
+        # Models number the columns, so padding on the left would move every text's positions.
+        positions_BT = (attention_mask_BT.long().cumsum(1) - 1).clamp(min=0)
+        inputs["position_ids"] = positions_BT + position_offset(model)
+    return {name: tensor.to(device) for name, tensor in inputs.items()}

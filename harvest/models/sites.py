@@ -1,0 +1,118 @@
+"""Site names and the modules they stand for, for any text model with a stack of layers."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from harvest.errors import UserError
+from harvest.models.capture import Site, one_token, run_until_captured
+from harvest.models.load import takes
+
+ATTENTION = re.compile(r"(self_?)?(attn|attention)", re.IGNORECASE)
+MLP = re.compile(r"mlp|ffn|ff|feed_?forward|(block_sparse_)?moe", re.IGNORECASE)
+
+
+def resolve_sites(model: torch.nn.Module, names: Iterable[str]) -> dict[str, Site]:
+    """Each name as written -> its site. `layers.40%.resid_post` becomes the layer at that depth.
+
+    Raises `UserError` for a name that the model does not have, with what it has.
+    """
+    named = {site.name: site for site in named_sites(model)}
+    return {name: _resolve(model, name, named) for name in names}
+
+
+def list_sites(model: torch.nn.Module) -> dict[str, int | None]:
+    """Every named site -> the width of its vectors; None where a pass over one token gives no vector per token."""
+    sites = named_sites(model)
+    captured = run_until_captured(model, sites, *one_token())
+    widths: dict[str, int | None] = {site.name: None for site in sites}
+    return widths | {name: value.shape[-1] for name, value in captured.items() if value.shape[:-1] == (1, 1)}
+
+
+def named_sites(model: torch.nn.Module) -> list[Site]:
+    """All sites with a name of their own, in the order of the forward pass."""
+    sites = []
+    if (embed := _path_of(model, model.get_input_embeddings())) is not None:  # type: ignore[operator]
+        sites.append(Site("embed", embed, "out"))
+    if (stack := _layer_stack(model)) is not None:
+        for index, layer in enumerate(model.get_submodule(stack).children()):
+            sites += _layer_sites(f"layers.{index}", f"{stack}.{index}", layer)
+    # A base model returns its last hidden state first, and it is final-normed wherever there is a final norm.
+    base = _path_of(model, model.base_model)
+    return sites if base is None else [*sites, Site("final", base, "out")]
+
+
+def _layer_sites(name: str, path: str, layer: torch.nn.Module) -> list[Site]:
+    sites = [Site(f"{name}.resid_pre", path, "in")]
+    if (attention := _part(layer, ATTENTION)) is not None:
+        sites.append(Site(f"{name}.attn_out", f"{path}.{attention}", "out"))
+    if (mlp := _part(layer, MLP)) is not None:
+        sites += [Site(f"{name}.mlp_{side}", f"{path}.{mlp}", side) for side in ("in", "out")]  # type: ignore[arg-type]
+    return [*sites, Site(f"{name}.resid_post", path, "out")]
+
+
+def _part(layer: torch.nn.Module, kind: re.Pattern[str]) -> str | None:
+    """The one child that plays this part. A module that takes the residual adds it itself: its output is not the part's
+    own (BLOOM, MPT, and BERT, whose `attention` holds such a module)."""
+    parts = [
+        name
+        for name, child in layer.named_children()
+        if kind.fullmatch(name)
+        and not any(takes(module, key) for module in (child, *child.children()) for key in ("residual", "input_tensor"))
+    ]
+    return parts[0] if len(parts) == 1 else None
+
+
+def _layer_stack(model: torch.nn.Module) -> str | None:
+    """The path of the module list that holds the layers: as long as the config says, and the one with most weights."""
+    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)  # type: ignore[union-attr, operator]
+    stacks = {
+        path: sum(weight.numel() for weight in module.parameters())
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == depth
+    }
+    return max(stacks, key=lambda path: stacks[path], default=None)
+
+
+def _path_of(model: torch.nn.Module, wanted: torch.nn.Module | None) -> str | None:
+    return next((path for path, module in model.named_modules() if module is wanted), None)
+
+
+def _resolve(model: torch.nn.Module, name: str, named: dict[str, Site]) -> Site:
+    path, colon, side = name.rpartition(":")
+    if colon and side in ("in", "out"):
+        if path in dict(model.named_modules()):
+            return Site(name, path, side)  # type: ignore[arg-type]
+        raise UserError(f"{name}: this model has no module {path!r}; it has {_what_there_is(named)}")
+    depth = len({site.split(".")[1] for site in named if site.startswith("layers.")})
+    canonical = name
+    if match := re.fullmatch(r"layers\.(\d+(?:\.\d+)?)%\.(\w+)", name):
+        # Percentages are of the number of layers; 100% is the last one.
+        if float(match[1]) > 100:
+            raise UserError(f"{name}: a relative depth is between 0% and 100%")
+        canonical = f"layers.{min(round(float(match[1]) / 100 * depth), depth - 1)}.{match[2]}"
+    if canonical in named:
+        return named[canonical]
+    if depth and (match := re.fullmatch(r"layers\.(\d+)\.\w+", canonical)) and int(match[1]) >= depth:
+        raise UserError(f"{name}: this model has layers 0 to {depth - 1}")
+    raise UserError(f"{name}: no such site; this model has {_what_there_is(named)}")
+
+
+def _what_there_is(named: dict[str, Any]) -> str:
+    """Such as `layers.0 to layers.29, each with resid_pre, attn_out, ...; embed; final; or a module path ...`."""
+    parts: dict[str, list[str]] = {}
+    for name in named:
+        if name.startswith("layers."):
+            _, index, part = name.split(".")
+            parts.setdefault(index, []).append(part)
+    pieces = []
+    if parts:
+        known = dict.fromkeys(part for layer in parts.values() for part in layer)
+        everywhere = [part for part in known if all(part in layer for layer in parts.values())]
+        pieces.append(f"layers.0 to layers.{len(parts) - 1}, each with {', '.join(everywhere)}")
+        if somewhere := [part for part in known if part not in everywhere]:
+            pieces.append(f"some of them with {', '.join(somewhere)}")
+    pieces += [name for name in named if not name.startswith("layers.")]
+    return "; ".join([*pieces, "or a module path with :in or :out"])
