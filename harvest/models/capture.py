@@ -62,7 +62,7 @@ def run_until_captured(
         # A module that runs twice in a pass is captured at its first run.
         if isinstance(value, torch.Tensor) and site.name not in captured:
             # A copy, because some models go on to change the tensor in place: Falcon adds the attention's output to the
-            # MLP's. It costs a thousandth of the pass.
+            # MLP's. It costs a thousandth of the pass a site.
             captured[site.name] = value.clone()
         if len(captured) == len(names):
             raise _AllCaptured
@@ -88,8 +88,8 @@ def run_until_captured(
 
 def _input_hook(site: Site, keep: Any) -> Any:
     def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-        keep(site, args[0] if args else kwargs.get("hidden_states", next(iter(tensors), None)))
+        tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+        keep(site, kwargs["hidden_states"] if "hidden_states" in kwargs else next(tensors, None))
 
     return hook
 
@@ -97,7 +97,8 @@ def _input_hook(site: Site, keep: Any) -> Any:
 def _output_hook(site: Site, keep: Any) -> Any:
     def hook(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # Attention returns its weights too, and a whole model a record; the activations come first in both.
-        keep(site, output if isinstance(output, torch.Tensor) else output[0])
+        values = tuple(output.values()) if isinstance(output, dict) else output
+        keep(site, values[0] if isinstance(values, tuple | list) and values else values)
 
     return hook
 

@@ -24,7 +24,7 @@ def import_transformers() -> Any:
     import huggingface_hub
     import transformers
 
-    huggingface_hub.logging.set_verbosity_error()
+    huggingface_hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return transformers
@@ -171,8 +171,8 @@ def one_line_errors(what: str, spec: ModelSpec) -> Iterator[None]:
         text = " ".join(str(error).split())
         if any(sign in text for sign in ("couldn't connect", "offline mode", "Cannot reach", "LocalEntryNotFound")):
             raise UserError(
-                f"model {spec.id}: no such local directory, not in the Hugging Face cache, and the Hub is out of reach; "
-                f"where it is in reach, run `hf download {spec.id} --local-dir DIRECTORY` and give DIRECTORY as the id"
+                f"model {spec.id}: no such directory, not in the Hugging Face cache, and the Hub is out of reach; "
+                f"with it in reach, run `hf download {spec.id} --local-dir DIRECTORY` and give DIRECTORY as the id"
             ) from error
         if "trust_remote_code" in text:
             raise UserError(

@@ -31,10 +31,10 @@ def list_sites(model: torch.nn.Module) -> dict[str, int | None]:
     return widths | {name: value.shape[-1] for name, value in captured.items() if value.shape[:-1] == (1, 1)}
 
 
-def named_sites(model: torch.nn.Module) -> list[Site]:
+def named_sites(model: Any) -> list[Site]:
     """All sites with a name of their own, in the order of the forward pass."""
     sites = []
-    if (embed := _path_of(model, model.get_input_embeddings())) is not None:  # type: ignore[operator]
+    if (embed := _path_of(model, model.get_input_embeddings())) is not None:
         sites.append(Site("embed", embed, "out"))
     if (stack := _layer_stack(model)) is not None:
         for index, layer in enumerate(model.get_submodule(stack).children()):
@@ -49,7 +49,7 @@ def _layer_sites(name: str, path: str, layer: torch.nn.Module) -> list[Site]:
     if (attention := _part(layer, ATTENTION)) is not None:
         sites.append(Site(f"{name}.attn_out", f"{path}.{attention}", "out"))
     if (mlp := _part(layer, MLP)) is not None:
-        sites += [Site(f"{name}.mlp_{side}", f"{path}.{mlp}", side) for side in ("in", "out")]  # type: ignore[arg-type]
+        sites += [Site(f"{name}.mlp_{side}", f"{path}.{mlp}", side) for side in ("in", "out")]
     return [*sites, Site(f"{name}.resid_post", path, "out")]
 
 
@@ -65,9 +65,9 @@ def _part(layer: torch.nn.Module, kind: re.Pattern[str]) -> str | None:
     return parts[0] if len(parts) == 1 else None
 
 
-def _layer_stack(model: torch.nn.Module) -> str | None:
+def _layer_stack(model: Any) -> str | None:
     """The path of the module list that holds the layers: as long as the config says, and the one with most weights."""
-    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)  # type: ignore[union-attr, operator]
+    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     stacks = {
         path: sum(weight.numel() for weight in module.parameters())
         for path, module in model.named_modules()

