@@ -38,6 +38,14 @@ class MatryoshkaSpec(Spec):
     """Multiples of l0, such as [0.5, 1]: the strongest latents alone must reconstruct too (eq. 9)."""
 
 
+class AuxKSpec(Spec):
+    """Dead latents learn to reconstruct what the live ones leave over (Gao et al. 2024; eq. 8)."""
+
+    dead_after: Count = 10_000_000
+    """A latent is dead once it has not fired for this many rows."""
+    weight: Annotated[float, Field(gt=0)] = 1 / 32
+
+
 class DictionarySpec(Spec):
     """A dictionary: it reads sites and writes sites. SAE: the same. Transcoder: others. Crosscoder: several."""
 
@@ -59,6 +67,7 @@ class DictionarySpec(Spec):
     seed: int = 0
     anchors: AnchorSpec | None = None
     matryoshka: MatryoshkaSpec | None = None
+    auxk: AuxKSpec | None = None
     skip: bool = False
     """A linear connection from what is read to what is written, beside the latents (transcoders)."""
 

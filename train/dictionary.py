@@ -67,22 +67,24 @@ class Dictionary(nn.Module):
         """Latents of a batch. `rounded`: look for the active ones in bfloat16; their values are exact all the same."""
         x_BP = x_BP - self.b_dec if self.centered else x_BP
         with torch.no_grad():
-            pattern = self.sparsity.select(self._preactivations(x_BP, rounded))
-        z_N = pattern.sampled(x_BP, self.W_enc) + pattern.pick(self.b_enc)
-        return Codes(pattern, z_N, self.sparsity.activate(z_N, pattern))
+            pattern = self.sparsity.select(self.preactivations(x_BP, rounded))
+        bias_N = pattern.pick(self.b_enc)
+        z_N = pattern.sampled(x_BP, self.W_enc) + bias_N
+        return Codes(pattern, z_N, self.sparsity.activate(z_N, bias_N, pattern))
 
-    def _preactivations(self, x_BP: Tensor, rounded: bool) -> Tensor:
+    def preactivations(self, x_BP: Tensor, rounded: bool = False) -> Tensor:
+        """`W_enc x + b_enc`, `(B, F)`, of an input that is already centred."""
         if rounded:
             return torch.addmm(self.b_enc.bfloat16(), x_BP.bfloat16(), self.W_enc.bfloat16().T)
         return torch.addmm(self.b_enc, x_BP, self.W_enc.T)
 
-    def decode(self, codes: Codes, x_BP: Tensor | None = None) -> Tensor:
-        """The reconstruction `(B, R)`; `x_BP` is needed for a skip connection only."""
-        out_BR = codes.pattern.product(codes.values_N, self.W_dec) + self.b_dec
-        if self.W_skip is not None:
-            assert x_BP is not None, "a skip connection needs the input"
-            out_BR = out_BR + x_BP @ self.W_skip.T
-        return out_BR
+    def decode(self, codes: Codes, x_BP: Tensor) -> Tensor:
+        """The reconstruction `(B, R)`; the input is needed for a skip connection only."""
+        return codes.pattern.product(codes.values_N, self.W_dec) + self.beside_latents(x_BP)
+
+    def beside_latents(self, x_BP: Tensor) -> Tensor:
+        """What is added to the latents' part of the reconstruction: the bias, and the skip connection if there is one."""
+        return self.b_dec if self.W_skip is None else self.b_dec + x_BP @ self.W_skip.T
 
     def forward(self, x_BP: Tensor) -> Tensor:
         return self.decode(self.encode(x_BP), x_BP)

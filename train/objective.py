@@ -1,44 +1,120 @@
-"""What training minimises."""
+"""What training minimises: eq. 3 and 25 of arXiv 2512.05534 with every method's own terms."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from train.config import DictionarySpec
 from train.dictionary import Dictionary
+from train.kernels import SparsePattern
+from train.nested import nested_reconstructions
 
 
-def reconstruction_loss(error_BR: Tensor) -> Tensor:
-    """Mean squared error in units of the variance (1 per dimension): the fraction of variance unexplained."""
-    return error_BR.square().mean()
+@dataclass(frozen=True)
+class Targets:
+    """Anchor directions, in the units that training sees: read `(k, P)` and written `(k, R)`, unit rows."""
+
+    read_KP: Tensor
+    written_KR: Tensor
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One step's loss, its named terms, and which latents fired how often in this process's rows."""
+    """One step's loss, its terms, the penalty before its weight, and which latents fired how often in these rows."""
 
     loss: Tensor
     terms: dict[str, Tensor]
+    penalty: Tensor | None
     fired_F: Tensor
     active: Tensor
 
 
 class Objective(nn.Module):
-    """All loss terms in one `forward`, so that a wrapper such as DistributedDataParallel sees every use of a weight."""
+    """All loss terms in one `forward`, so that a wrapper such as DistributedDataParallel sees every use of a weight.
 
-    def __init__(self, dictionary: Dictionary, rounded: bool) -> None:
+    Inputs have a variance of 1 per dimension, so the reconstruction term is the fraction of variance unexplained.
+    """
+
+    def __init__(
+        self, dictionary: Dictionary, spec: DictionarySpec, widths: list[int], anchors: Targets | None
+    ) -> None:
         super().__init__()
-        self.dictionary = dictionary
-        self.rounded = rounded
+        self.dictionary, self.spec, self.widths, self.anchors = dictionary, spec, widths, anchors
 
-    def forward(self, x_BP: Tensor, y_BR: Tensor) -> Outcome:
-        codes = self.dictionary.encode(x_BP, self.rounded)
-        error_BR = self.dictionary.decode(codes, x_BP) - y_BR
-        reconstruction = reconstruction_loss(error_BR)
+    def forward(
+        self, x_BP: Tensor, y_BR: Tensor, penalty_weight: float, dead_F: Tensor | None, rounded: bool
+    ) -> Outcome:
+        dictionary, spec = self.dictionary, self.spec
+        codes = dictionary.encode(x_BP, rounded)
+        if spec.matryoshka is None:
+            error_BR = dictionary.decode(codes, x_BP) - y_BR
+            terms = {"reconstruction": mean_square(error_BR)}
+        else:
+            rest_BR = dictionary.beside_latents(x_BP) - y_BR
+            errors = [part + rest_BR for part in nested_reconstructions(dictionary, codes, spec.matryoshka, spec.l0)]
+            error_BR = errors[-1]
+            terms = {"reconstruction": torch.stack([mean_square(error) for error in errors]).mean()}
+        norms_F = decoder_norms(dictionary, self.widths)
+        penalty = dictionary.sparsity.penalty(codes.z_N, codes.values_N, codes.pattern, norms_F)
+        if penalty is not None:
+            terms["penalty"] = penalty_weight * penalty
+        if (open_N := dictionary.sparsity.gate(codes.z_N)) is not None:
+            gated_BR = codes.pattern.product(open_N, dictionary.W_dec.detach()) + dictionary.b_dec.detach()
+            terms["gate"] = mean_square(gated_BR - y_BR)
+        if dead_F is not None and spec.auxk is not None:
+            terms["auxk"] = spec.auxk.weight * dead_latent_loss(dictionary, x_BP, error_BR.detach(), dead_F, rounded)
+        if self.anchors is not None and spec.anchors is not None:
+            terms["anchors"] = spec.anchors.weight * anchor_loss(dictionary, self.anchors)
         active_N = codes.values_N.detach() > 0
+        loss = torch.stack(list(terms.values())).sum()
+        logged = {name: term.detach() for name, term in terms.items()} | {"unexplained": mean_square(error_BR.detach())}
         return Outcome(
-            reconstruction, {"reconstruction": reconstruction.detach()}, codes.pattern.count(active_N), active_N.sum()
+            loss,
+            logged,
+            None if penalty is None else penalty.detach(),
+            codes.pattern.count(active_N),
+            active_N.sum(),
         )
+
+
+def mean_square(error_BR: Tensor) -> Tensor:
+    return error_BR.square().mean()
+
+
+def decoder_norms(dictionary: Dictionary, widths: list[int]) -> Tensor:
+    """Σ over written sites of a latent's decoder norm there, `(F,)`: the crosscoder's L1 (Lindsey et al. 2024)."""
+    if len(widths) == 1:
+        return torch.ones(dictionary.latents, device=dictionary.W_dec.device)  # rows are kept at unit norm
+    return torch.stack([part.norm(dim=1) for part in dictionary.W_dec.split(widths, dim=1)]).sum(0)
+
+
+def anchor_loss(dictionary: Dictionary, anchors: Targets) -> Tensor:
+    """`‖W_E[1:k] − w̃_p‖² + ‖W_D[:,1:k] − w̃_r‖²` (arXiv 2512.05534, eq. 26)."""
+    k = len(anchors.read_KP)
+    encoder = (dictionary.W_enc[:k] - anchors.read_KP).square().sum()
+    return encoder + (dictionary.W_dec[:k] - anchors.written_KR).square().sum()
+
+
+def dead_latent_loss(dictionary: Dictionary, x_BP: Tensor, error_BR: Tensor, dead_F: Tensor, rounded: bool) -> Tensor:
+    """AuxK (Gao et al. 2024, appendix A.2): the strongest dead latents reconstruct the (detached) residual.
+
+    `k_aux = min(R/2, dead)` latents a row, decoded without bias, in units of the residual's own variance, scaled by
+    `min(dead / (R/2), 1)` so that a few dead latents are not forced to explain everything; not finite counts as 0.
+    """
+    dead = dead_F.nonzero()[:, 0]
+    most = max(1, error_BR.shape[1] // 2)
+    k = min(most, len(dead))
+    x_BP = x_BP - dictionary.b_dec if dictionary.centered else x_BP
+    with torch.no_grad():
+        z_BX = dictionary.preactivations(x_BP, rounded)[:, dead]
+        chosen_BK = dead[z_BX.topk(k, dim=1, sorted=False).indices]
+    pattern = SparsePattern.from_topk(chosen_BK, dictionary.latents)
+    values_N = torch.relu(pattern.sampled(x_BP, dictionary.W_enc) + pattern.pick(dictionary.b_enc))
+    residual_BR = -error_BR
+    missed = (pattern.product(values_N, dictionary.W_dec) - residual_BR).square().sum()
+    total = (residual_BR - residual_BR.mean(0)).square().sum()
+    return (min(len(dead) / most, 1.0) * missed / total).nan_to_num(0.0, 0.0, 0.0)
 
 
 @torch.no_grad()

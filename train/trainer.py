@@ -1,30 +1,40 @@
 """One dictionary in training: its weights, its optimizer, and everything a step needs to know or remembers."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import accelerate
 import torch
+from accelerate.utils import broadcast
 from torch import Tensor
 
 from harvest.errors import UserError
 from harvest.store import Store
 from train.batches import Batch
 from train.config import DictionarySpec
+from train.controller import PenaltyController
 from train.dictionary import Dictionary
-from train.objective import Objective, keep_decoder_steps_on_sphere
+from train.objective import Objective, Outcome, Targets, keep_decoder_steps_on_sphere
 from train.scaling import Scaling, unscale
 from train.sparsity import make_sparsity
+
+if TYPE_CHECKING:
+    from train.anchors import Anchors
 
 
 class Trainer:
     """Steps a dictionary over batches of a store. Its whole state is `state()`: a step is a function of it."""
 
-    def __init__(self, spec: DictionarySpec, store: Store, accelerator: accelerate.Accelerator) -> None:
+    def __init__(
+        self, spec: DictionarySpec, store: Store, accelerator: accelerate.Accelerator, anchors: Anchors | None = None
+    ) -> None:
         self.spec, self.accelerator = spec, accelerator
         self.steps = max(1, spec.tokens // spec.batch)
         self.reads = [store.site(site) for site in spec.reads]
         self.writes = [store.site(site) for site in spec.written]
         device = accelerator.device
+        self.rounded = bfloat16_is_fast(device)
         self.read_scaling = Scaling.of(store, self.reads).to(device)
         self.write_scaling = Scaling.of(store, self.writes).to(device)
         self.dictionary = Dictionary(
@@ -32,15 +42,25 @@ class Trainer:
             len(self.write_scaling.mean),
             make_sparsity(spec.method, spec.l0, spec.latents),
             centered=self.reads == self.writes,
+            skip=spec.skip,
         )
         self.dictionary.start(torch.Generator().manual_seed(spec.seed))
         self.dictionary.to(device)
-        objective = Objective(self.dictionary, rounded=bfloat16_is_fast(device))
+        targets = None if anchors is None else self._targets(anchors)
+        objective = Objective(self.dictionary, spec, [store.widths[site] for site in self.writes], targets)
         # eps far below 1e-8: the gradient of a latent that fires once in 10^5 rows is as small as that.
         optimizer = torch.optim.Adam(self.dictionary.parameters(), lr=spec.peak_learning_rate, eps=1e-12, fused=True)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         self.step = 0
         self.idle_F = torch.zeros(spec.latents, dtype=torch.int64, device=device)
+        self.controller = PenaltyController(spec.l0)
+
+    def _targets(self, anchors: Anchors) -> Targets:
+        """Anchors in the units that training sees, of unit length there (eq. 24)."""
+        device = self.accelerator.device
+        read_KP = anchors.read.to(device) * self.read_scaling.scale
+        written_KR = anchors.written.to(device) * self.write_scaling.scale
+        return Targets(torch.nn.functional.normalize(read_KP), torch.nn.functional.normalize(written_KR))
 
     @property
     def sites(self) -> list[str]:
@@ -52,23 +72,44 @@ class Trainer:
         x_BP = self.read_scaling(torch.cat([batch.sites[site].to(device) for site in self.reads], 1))
         same = self.reads == self.writes
         y_BR = x_BP if same else self.write_scaling(torch.cat([batch.sites[s].to(device) for s in self.writes], 1))
+        if self.step == 0:
+            self._start(x_BP)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.steps, self.spec.peak_learning_rate)
-        outcome = self.objective(x_BP, y_BR)
+        outcome = self.objective(x_BP, y_BR, self.controller.weight(), self._dead(), self.rounded)
         self.optimizer.zero_grad()
         self.accelerator.backward(outcome.loss)
         keep_decoder_steps_on_sphere(self.dictionary)
         self.optimizer.step()
         self.dictionary.normalize_decoder()
         self.step += 1
-        return self._count(outcome.fired_F, outcome.active, {"loss": outcome.loss.detach(), **outcome.terms})
+        return self._count(outcome)
 
-    def _count(self, fired_F: Tensor, active: Tensor, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _start(self, x_BP: Tensor) -> None:
+        """Let σ adapt to the first batch; every process does so with the first one's."""
+        x_BP = broadcast(x_BP.contiguous())
+        bias = self.dictionary.sparsity.start(self.dictionary.preactivations(x_BP))
+        if bias is not None:
+            self.dictionary.b_enc.data.add_(bias)
+
+    def _dead(self) -> Tensor | None:
+        """Latents that have not fired for `dead_after` rows, where the auxiliary loss asks for them."""
+        if self.spec.auxk is None:
+            return None
+        dead_F = self.idle_F >= self.spec.auxk.dead_after
+        return dead_F if bool(dead_F.any()) else None
+
+    def _count(self, outcome: Outcome) -> dict[str, Tensor]:
         """Over all processes: who fired, mean active latents a row, mean loss terms."""
-        fired_F = self.accelerator.reduce(fired_F, "sum")
+        reduce = self.accelerator.reduce
+        fired_F = reduce(outcome.fired_F, "sum")
         self.idle_F = torch.where(fired_F > 0, 0, self.idle_F + self.spec.batch)
-        logged = {name: self.accelerator.reduce(value, "mean") for name, value in terms.items()}
-        logged["l0"] = self.accelerator.reduce(active, "sum") / self.spec.batch
+        logged = {name: reduce(term, "mean") for name, term in {"loss": outcome.loss.detach(), **outcome.terms}.items()}
+        logged["l0"] = reduce(outcome.active, "sum") / self.spec.batch
+        if outcome.penalty is not None:
+            penalty = float(reduce(outcome.penalty, "mean"))
+            self.controller.update(float(logged["l0"]), penalty, float(logged["unexplained"]))
+            logged["penalty_weight"] = torch.tensor(self.controller.weight())
         return logged
 
     def state(self) -> dict[str, Tensor]:
@@ -76,11 +117,12 @@ class Trainer:
         tensors = {f"dictionary.{name}": value for name, value in self.dictionary.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-        return {**tensors, "idle": self.idle_F}
+        return {**tensors, "idle": self.idle_F, "controller": self.controller.state()}
 
     def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
         self.step = step
         self.idle_F = tensors["idle"].to(self.accelerator.device)
+        self.controller.restore(tensors["controller"])
         self.dictionary.load_state_dict(
             {name.removeprefix("dictionary."): t for name, t in tensors.items() if name.startswith("dictionary.")}
         )

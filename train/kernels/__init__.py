@@ -4,6 +4,6 @@ Legend of the shape suffixes here and in all of `train`: B rows of a batch, P wi
 F latents, N active latents of the whole batch.
 """
 
-from train.kernels.pattern import DensePattern, Pattern, SparsePattern
+from train.kernels.pattern import DensePattern, Pattern, SparsePattern, pattern_of, places
 
-__all__ = ["DensePattern", "Pattern", "SparsePattern"]
+__all__ = ["DensePattern", "Pattern", "SparsePattern", "pattern_of", "places"]

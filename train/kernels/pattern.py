@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,9 +33,11 @@ class SparsePattern:
         )
 
     @staticmethod
-    def from_mask(mask_BF: Tensor) -> "SparsePattern":
-        offsets_B1 = F.pad(mask_BF.sum(1).cumsum(0), (1, 0))
-        return SparsePattern(offsets_B1, mask_BF.nonzero()[:, 1], mask_BF.shape[1])
+    def from_flat(flat_N: Tensor, rows: int, latents: int) -> "SparsePattern":
+        """From places in a flattened `(rows, latents)` matrix, in ascending order."""
+        rows_N = flat_N // latents
+        offsets_B1 = torch.searchsorted(rows_N, torch.arange(rows + 1, device=flat_N.device))
+        return SparsePattern(offsets_B1, flat_N - rows_N * latents, latents)
 
     @property
     def rows(self) -> int:
@@ -88,7 +91,10 @@ class SparsePattern:
 
 @dataclass(frozen=True)
 class DensePattern:
-    """A mask, for batches where so many latents are active that dense products are faster. Values are `(B, F)`."""
+    """A mask, for batches where so many latents are active that dense products are faster.
+
+    Values are `(B, F)`; what `pick` and `sampled` give is zero outside the mask, so nothing there can look active.
+    """
 
     mask_BF: Tensor
 
@@ -101,7 +107,7 @@ class DensePattern:
         return len(self.mask_BF)
 
     def pick(self, parameter_F: Tensor) -> Tensor:
-        return parameter_F.expand_as(self.mask_BF)
+        return parameter_F * self.mask_BF
 
     def sampled(self, x_BD: Tensor, W_FD: Tensor) -> Tensor:
         return (x_BD @ W_FD.T) * self.mask_BF
@@ -120,6 +126,25 @@ class DensePattern:
 
 
 Pattern = SparsePattern | DensePattern
+
+DENSE_FROM = 1 / 16
+"""Share of active latents from which dense products are faster (two CPU cores, 768 x 16,384)."""
+
+
+def pattern_of(mask_BF: Tensor) -> Pattern:
+    """The pattern of a mask, sparse or dense, whichever computes faster."""
+    flat_N = places(mask_BF)
+    if len(flat_N) > DENSE_FROM * mask_BF.numel():
+        return DensePattern(mask_BF)
+    return SparsePattern.from_flat(flat_N, *mask_BF.shape)
+
+
+def places(mask_BF: Tensor) -> Tensor:
+    """Where a mask is true, in the flattened matrix."""
+    if mask_BF.device.type == "cpu":
+        # NumPy takes 5 ms where torch.nonzero takes 25 (2,048 x 16,384, 0.2% true).
+        return torch.from_numpy(np.flatnonzero(mask_BF.numpy()))
+    return mask_BF.view(-1).nonzero()[:, 0]
 
 
 def _product(pattern: SparsePattern, values_N: Tensor, W_FD: Tensor) -> Tensor:

@@ -2,10 +2,18 @@
 
 from harvest.errors import UserError
 from train.sparsity.base import Sparsity
+from train.sparsity.batchtopk import BatchTopK
+from train.sparsity.gated import Gated
+from train.sparsity.jumprelu import JumpReLU
+from train.sparsity.relu import ReLU
 from train.sparsity.topk import TopK
 
 SPARSITIES: dict[str, type[Sparsity]] = {
+    "relu": ReLU,
+    "jumprelu": JumpReLU,
     "topk": TopK,
+    "batchtopk": BatchTopK,
+    "gated": Gated,
 }
 
 

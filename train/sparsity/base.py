@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from train.kernels import Pattern
 
+SLACK = 2.0**-7
+"""How far a pre-activation rounded to bfloat16 may lie from the exact one, relative to its size."""
+
 
 class Sparsity(nn.Module, abc.ABC):
     """σ of arXiv 2512.05534, eq. 10: every latent is either 0 or its pre-activation.
@@ -28,8 +31,27 @@ class Sparsity(nn.Module, abc.ABC):
         """The latents that may be active, from pre-activations that may be rounded."""
 
     @abc.abstractmethod
-    def activate(self, z_N: Tensor, pattern: Pattern) -> Tensor:
-        """Latents from the exact pre-activations at the selected places; zero where one is not active after all."""
+    def activate(self, z_N: Tensor, bias_N: Tensor, pattern: Pattern) -> Tensor:
+        """Latents from the exact pre-activations at the selected places; zero where one is not active after all.
+
+        `bias_N` is the encoder's bias there, which `z_N` contains.
+        """
+
+    def penalty(self, z_N: Tensor, values_N: Tensor, pattern: Pattern, decoder_norms_F: Tensor) -> Tensor | None:
+        """What drives l0 down, per row; a controller steers its weight so that l0 comes to the target.
+
+        None where σ itself fixes l0. `decoder_norms_F`: Σ over the written sites of each latent's decoder norm.
+        """
+        return None
+
+    def gate(self, z_N: Tensor) -> Tensor | None:
+        """Latents as a gate alone would have them, which must reconstruct too (Gated only)."""
+        return None
+
+    @torch.no_grad()
+    def start(self, z_BF: Tensor) -> Tensor | None:
+        """Adapt to the first batch's pre-activations. May return what to add to the encoder's bias."""
+        return None
 
     @torch.no_grad()
     def rescale(self, factor: float) -> None:
@@ -38,3 +60,18 @@ class Sparsity(nn.Module, abc.ABC):
     def saved(self) -> dict[str, object]:
         """What SAELens's `cfg.json` says of this σ besides the architecture."""
         return {}
+
+
+def start_threshold(z_BF: Tensor, active: float) -> Tensor:
+    """The threshold that `active` pre-activations a row exceed."""
+    rows, latents = z_BF.shape
+    count = min(rows * latents, max(1, round(rows * active)))
+    return z_BF.float().view(-1).topk(count, sorted=False).values.min().clamp_min(1e-3)
+
+
+def above(z_BF: Tensor, threshold: Tensor | float) -> Tensor:
+    """Where `z > threshold` may hold once a rounded z is computed exactly."""
+    if z_BF.dtype == torch.float32:
+        return z_BF > threshold
+    threshold = torch.as_tensor(threshold, device=z_BF.device)
+    return z_BF > (threshold - SLACK * threshold.abs()).to(z_BF.dtype)

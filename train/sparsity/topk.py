@@ -22,7 +22,7 @@ class TopK(Sparsity):
     def select(self, z_BF: Tensor) -> Pattern:
         return SparsePattern.from_topk(z_BF.topk(self.k, dim=1, sorted=False).indices, self.latents)
 
-    def activate(self, z_N: Tensor, pattern: Pattern) -> Tensor:
+    def activate(self, z_N: Tensor, bias_N: Tensor, pattern: Pattern) -> Tensor:
         return torch.relu(z_N)
 
     def saved(self) -> dict[str, object]:
