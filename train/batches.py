@@ -1,7 +1,7 @@
 """Shuffled batches from a store: every row exactly once an epoch, in an order that is a function of (seed, epoch)."""
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,15 @@ class _Pool:
     order: np.ndarray
     sites: dict[str, Tensor]
 
+    def rows_at(self, places: np.ndarray) -> Batch:
+        taken = torch.from_numpy(places)
+        return Batch({site: held[taken] for site, held in self.sites.items()}, self.rows[places])
+
+
+def _joined(parts: list[Batch]) -> Batch:
+    sites = {site: torch.cat([part.sites[site] for part in parts]) for site in parts[0].sites}
+    return Batch(sites, np.concatenate([part.rows for part in parts]))
+
 
 class Batches:
     """Shuffle in two steps: the chunks of an epoch, then the rows of as many chunks as memory allows (a pool).
@@ -53,6 +62,8 @@ class Batches:
         self.rows = store.rows if rows is None else rows
         if batch > self.rows:
             raise UserError(f"batch: {batch} is more than the {self.rows} rows to train on; take at most that many")
+        if batch % world:
+            raise UserError(f"batch: {batch} rows cannot be shared equally by {world} processes; take a multiple")
         self.chunk = store.layout.chunk_rows
         self.chunks = -(-self.rows // self.chunk)
         row_bytes = sum(store.widths[site] for site in self.sites) * store.dtype.itemsize
@@ -62,33 +73,22 @@ class Batches:
         """Batches `first` to `steps`, the next pool being read while one is used."""
         with ThreadPoolExecutor(1) as thread:
             plan = self._plan(first * self.batch)
-            pool, skipped = next(plan)
-            current: Future[_Pool] = thread.submit(self._load, pool, None)
-            held = current.result()
-            ahead_plan = next(plan)
-            ahead = thread.submit(self._load, ahead_plan[0], held)
-            cursor = skipped
+            which, cursor = next(plan)
+            held = self._load(which, None)
+            ahead = thread.submit(self._load, next(plan)[0], held)
             for _ in range(first, steps):
-                parts, wanted = [], self.batch
+                parts: list[Batch] = []  # rows are copied out at once: a pool that is used up must go
+                wanted = self.batch
                 while wanted > 0:
                     if cursor == len(held.order):
                         held, cursor = ahead.result(), 0
-                        ahead_plan = next(plan)
-                        ahead = thread.submit(self._load, ahead_plan[0], held)
+                        ahead = thread.submit(self._load, next(plan)[0], held)
                     take = held.order[cursor : cursor + wanted]
-                    parts.append((held, take))
+                    # This process's share of these rows: every `world`-th row of the whole batch.
+                    parts.append(held.rows_at(take[(self.rank - (self.batch - wanted)) % self.world :: self.world]))
                     cursor += len(take)
                     wanted -= len(take)
-                yield self._gather(parts)
-
-    def _gather(self, parts: list[tuple[_Pool, np.ndarray]]) -> Batch:
-        """This process's rows of a batch that may span pools."""
-        rows = np.concatenate([pool.rows[take] for pool, take in parts])
-        sites = {
-            site: torch.cat([pool.sites[site][torch.from_numpy(take)] for pool, take in parts])[self.rank :: self.world]
-            for site in self.sites
-        }
-        return Batch(sites, rows[self.rank :: self.world])
+                yield _joined(parts)
 
     def _plan(self, position: int) -> Iterator[tuple[tuple[int, int], int]]:
         """(epoch, pool) pairs from the one that holds row `position` of the endless sequence, and what it skips."""

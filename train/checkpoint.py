@@ -1,15 +1,17 @@
 """Checkpoints: a folder per step, written beside and renamed, so that the newest one is always whole."""
 
 import json
+import os
 import pathlib
 import shutil
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harvest.errors import UserError
-from harvest.files import read_json
+from harvest.files import read_json, write_json
 
 
 class Checkpoints:
@@ -25,7 +27,7 @@ class Checkpoints:
             return None
         facts = read_json(found[-1] / "state.json", "checkpoint")
         if facts["identity"] != self.identity:
-            differing = [key for key in self.identity if self.identity[key] != facts["identity"].get(key)]
+            differing = _differing(self.identity, facts["identity"])
             raise UserError(
                 f"checkpoints {self.folder} were made with other settings ({', '.join(differing)}); "
                 "delete that folder to train anew, or restore the settings to continue"
@@ -40,10 +42,12 @@ class Checkpoints:
         try:
             beside.mkdir(parents=True)
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside / "state.safetensors")
-            (beside / "state.json").write_text(json.dumps({**facts, "identity": self.identity}))
+            with (beside / "state.safetensors").open("rb") as file:
+                os.fsync(file.fileno())  # whole even if the machine, not just the process, goes down
+            write_json(beside / "state.json", {**facts, "identity": self.identity})
             shutil.rmtree(final, ignore_errors=True)
             beside.rename(final)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # a full disk, as Python says it and as safetensors does
             shutil.rmtree(beside, ignore_errors=True)
             raise UserError(
                 f"checkpoint {final}: cannot be written ({error}); the one before it is kept: "
@@ -55,3 +59,15 @@ class Checkpoints:
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _differing(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
+    """The keys, as dotted paths, whose values differ."""
+    found = []
+    for key in sorted({*ours, *theirs}):
+        one, other = ours.get(key), theirs.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found += _differing(one, other, f"{prefix}{key}.")
+        elif one != other:
+            found.append(prefix + key)
+    return found

@@ -4,6 +4,7 @@ import pathlib
 from importlib.metadata import version
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from harvest.errors import UserError
@@ -46,7 +47,7 @@ def load(folder: pathlib.Path) -> tuple[Dictionary, dict[str, Any]]:
     cfg = read_json(folder / "cfg.json", "dictionary")
     try:
         tensors = load_file(folder / "sae_weights.safetensors")
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"dictionary {folder}: has no readable sae_weights.safetensors ({error})") from None
     sparsity = make_sparsity(cfg["architecture"], cfg["k"], cfg["d_sae"])
     dictionary = Dictionary(

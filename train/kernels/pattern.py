@@ -64,12 +64,12 @@ class SparsePattern:
 
     def sampled(self, x_BD: Tensor, W_FD: Tensor) -> Tensor:
         """`<x_b, W_f>` at the active places: `(N,)`."""
-        found: Tensor = _Sampled.apply(x_BD, W_FD, self)
+        found: Tensor = _Sampled.apply(x_BD, W_FD, self)  # type: ignore[no-untyped-call]
         return found
 
     def product(self, values_N: Tensor, W_FD: Tensor) -> Tensor:
         """`Σ_f values_bf W_f`: `(B, D)`."""
-        found: Tensor = _Product.apply(values_N, W_FD, self)
+        found: Tensor = _Product.apply(values_N, W_FD, self)  # type: ignore[no-untyped-call]
         return found
 
     def where(self, keep_N: Tensor, values_N: Tensor) -> tuple["SparsePattern", Tensor]:
