@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import tempfile
 from typing import Any
 
 from harvest.errors import UserError
@@ -13,16 +14,18 @@ def make_folder(path: pathlib.Path) -> None:
     """Create `path` and its parents; a folder that can't be made or written is a `UserError`."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path):  # has no name, so that a kill leaves nothing
+            pass
     except OSError as error:
         raise UserError(f"output folder {path}: cannot be written ({error.strerror})") from None
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Write beside and rename: a reader sees the old file or the new one, never half of one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Write beside and rename: a reader sees the old file or the new one, never half of one.
+
+    The name beside is always the same, so that the next run replaces what a killed one left. One writer at a time.
+    """
+    beside = path.with_name(f".{path.name}.partial")
     try:
         with beside.open("w", encoding="utf-8") as file:
             file.write(text)

@@ -1,6 +1,7 @@
 """A model reading a corpus, as a source of rows: one row a kept token, every site in one forward pass."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ import torch
 from harvest.config import HarvestSpec, ModelSpec
 from harvest.corpora.corpus import Corpus
 from harvest.errors import UserError
-from harvest.models.capture import capture
+from harvest.models.capture import capture, site_widths
 from harvest.models.load import context_limit, load_model, model_facts
 from harvest.models.sites import resolve_sites
 from harvest.source import Column
@@ -31,26 +32,22 @@ class ModelSource:
         self.aliases = {name: site.name for name, site in sites.items()}
         self.sites = list({site.name: site for site in sites.values()}.values())
         self.rows = corpus.rows
-        self.dtype = model.dtype
-        self.widths: Mapping[str, int] = self._measure_widths()
-        self.facts = {
+        self.dtype: str = model.dtype
+        self.widths: Mapping[str, int] = site_widths(self.model, self.sites)
+        self.facts: Mapping[str, Any] = {
             "model": model_facts(model),
             "corpus": corpus.fingerprint,
             "sites": [site.name for site in self.sites],
             "dtype": model.dtype,
             "batch_tokens": harvest.batch_tokens,
         }
-        self.columns = {
+        self.columns: Mapping[str, Column] = {
             "rows/document": Column("int32"),
             "rows/position": Column("int32"),
             "rows/token": Column("int32"),
             **{f"rows/labels/{name}": Column("int32", None, {"names": names}) for name, names in corpus.labels.items()},
         }
-        self.tables = corpus.vocabulary_tables()
-
-    def _measure_widths(self) -> dict[str, int]:
-        one = torch.zeros(1, 2, dtype=torch.long, device=self.device)
-        return {name: x.shape[-1] for name, x in capture(self.model, self.sites, one, torch.ones_like(one)).items()}
+        self.tables: Mapping[str, np.ndarray] = corpus.vocabulary_tables()
 
     def read_columns(self, start: int, stop: int) -> dict[str, np.ndarray]:
         return self.corpus.read_columns(start, stop)
@@ -68,7 +65,7 @@ class ModelSource:
             chosen_BT = mask_BT.bool() & torch.from_numpy(wanted)[at_BT]
             to = torch.from_numpy(rows)[at_BT[chosen_BT]]
             for site, x_BTD in captured.items():
-                filled[site][to] = x_BTD[chosen_BT.to(x_BTD.device)].cpu()
+                filled[site][to] = x_BTD[chosen_BT.to(x_BTD.device)].to("cpu", dtype)
         return filled
 
 

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import pathlib
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,8 @@ from harvest.errors import UserError
 from harvest.files import make_folder, write_json
 from harvest.progress import progress
 from harvest.source import Source
-from harvest.store import Store, StoreWriter
+from harvest.store import Store
+from harvest.writer import StoreWriter
 
 _CREATION = 2**40  # the byte of the lock file that stands for creating the store; no shard has this number
 
@@ -42,13 +44,16 @@ def harvest(
     make_folder(manifest.parent)
     make_folder(store)
     with _locked(store, _CREATION, 1, wait=True):
+        writer.sweep([None])
         writer.create()
-    with _locked(store, first, max(1, last - first)):
-        writer.sweep(first, last)
-        _write_shards(writer, writer.missing(first, last))
+    if first < last:
+        with _locked(store, first, last - first):
+            writer.sweep(range(first, last))
+            _write_shards(writer, writer.missing(first, last))
     whole = Store(store)
-    if whole.finished.all():
-        write_json(manifest, manifest_of(whole))
+    with _locked(store, _CREATION, 1, wait=True):
+        if whole.finished.all():
+            write_json(manifest, manifest_of(whole))
 
 
 def manifest_of(store: Store) -> dict[str, Any]:
@@ -104,12 +109,20 @@ def _check_disk(store: pathlib.Path, writer: StoreWriter) -> None:
     there = store
     while not there.exists():
         there = there.parent
-    held = sum(file.stat().st_size for file in store.rglob("*") if file.is_file()) if store.exists() else 0
+    held = sum(map(_file_size, store.rglob("*")))
     free, needed = shutil.disk_usage(there).free, writer.bytes - held
     if needed > free:
         raise UserError(
             f"store {store}: needs {_size(needed)} more, {_size(free)} are free in {there}; take fewer tokens or sites"
         )
+
+
+def _file_size(path: pathlib.Path) -> int:
+    """0 where it is no file, or no longer: another part may be writing."""
+    with contextlib.suppress(FileNotFoundError):
+        found = path.stat()
+        return found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return 0
 
 
 def _size(count: float) -> str:
