@@ -25,7 +25,7 @@ from harvest.errors import UserError
 from harvest.files import make_folder, write_json, write_text
 from harvest.progress import progress
 from harvest.store import Store
-from train.dictionary import Codes, Dictionary
+from train.dictionary import Codes
 from train.files import load
 from train.kernels import DensePattern
 from train.trainer import training_rows
@@ -56,8 +56,8 @@ def measure(dictionary_folder: pathlib.Path, store_path: pathlib.Path, output: p
     (and `explained_variance_by_site`), `l0` and `dead_share`; `density`: the number of live latents whose firing rate
     lies between two `edges`; `latents`; `store`.
     `latents.safetensors`: `firing` and `firing_held_out` `(F,)`, rows in which a latent is active; `mean_activation` in
-    these, `max_activation`; `histogram` `(F, H)` of activations between `histogram_edges` `(H + 1,)`; `example_rows` and
-    `example_activations` `(F, 20)`, -1 and 0 where a latent fired less often.
+    these, `max_activation`; `histogram` `(F, H)` of activations between `histogram_edges` `(H + 1,)`; `example_rows`
+    and `example_activations` `(F, 20)`, -1 and 0 where a latent fired less often.
     `examples.json`: what `analyze.examples.examples` gives.
     Raises `UserError` for a store that is unfinished or not the dictionary's.
     """
@@ -70,7 +70,7 @@ def measure(dictionary_folder: pathlib.Path, store_path: pathlib.Path, output: p
         raise UserError(f"store {store_path}: is not finished; run the harvest again to complete it")
     make_folder(output)
     kept = training_rows(store.rows, facts["spec"]["holdout"])
-    block = block_rows(dictionary)
+    block = block_rows(dictionary.latents, sum(method["l0"] for method in facts["spec"]["sparsity"].values()))
     ranges = [(0, kept), (kept, store.rows)] if kept < store.rows else [(0, kept)]
     with progress(store.rows, "measure") as bar, _Progress(bar):
         # One block at a time: its products use every core already.
@@ -82,10 +82,10 @@ def measure(dictionary_folder: pathlib.Path, store_path: pathlib.Path, output: p
     _write(whole, held_out, store, facts, output)
 
 
-def block_rows(dictionary: Dictionary) -> int:
+def block_rows(latents: int, l0: float) -> int:
     """Rows in a block: a whole number of batches, with about `BLOCK_PLACES` active places."""
-    batch = batch_rows(dictionary.latents)
-    return max(1, int(BLOCK_PLACES / dictionary.sparsity.l0) // batch) * batch
+    batch = batch_rows(latents)
+    return max(1, int(BLOCK_PLACES / l0) // batch) * batch
 
 
 def batch_rows(latents: int) -> int:
@@ -201,9 +201,11 @@ def figures(activity: Activity, store: Store, writes: list[str]) -> dict[str, An
 
 def density(firing_F: np.ndarray, rows: int) -> dict[str, list[float]]:
     """Live latents by firing rate (share of rows), in quarter decades from one row in the whole store to every row."""
-    decades = int(np.ceil(np.log10(rows)))
+    decades = max(1, int(np.ceil(np.log10(rows))))
     edges = 10.0 ** (np.arange(-4 * decades, 1) / 4)
-    counts, _ = np.histogram(firing_F[firing_F > 0] / rows, edges)
+    # Rounding must not put a latent that is active in one row, or in all, outside.
+    rates = (firing_F[firing_F > 0] / rows).clip(edges[0], edges[-1])
+    counts, _ = np.histogram(rates, edges)
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 

@@ -1,0 +1,101 @@
+"""How figures and text read on a page."""
+
+import math
+import re
+import unicodedata
+from collections.abc import Callable
+from typing import Any
+
+LEVELS = 8
+"""Shades of an activation, the strongest being the latent's largest activation in the store."""
+MISSING = "–"
+
+
+def visible(text: str) -> str:
+    """Text with its line breaks, tabs and other control characters as signs, in the order they were written."""
+    return "".join(map(_visible_character, text)) or "⟨⟩"
+
+
+def _visible_character(character: str) -> str:
+    code = ord(character)
+    if character in "\n\t":
+        return "↵" if character == "\n" else "→"
+    if code < 0x20:
+        return chr(0x2400 + code)
+    # Format characters include those that turn the reading direction of everything after them.
+    return "·" if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") else character
+
+
+def level(activation: float, largest: float) -> int:
+    """0 for none, 1 to `LEVELS` for a share of the largest."""
+    return min(LEVELS, math.ceil(LEVELS * activation / largest)) if activation > 0 else 0
+
+
+def share(value: float | None) -> str:
+    """A share of 1 as a percentage; small ones keep two digits."""
+    if value is None:
+        return MISSING
+    percent = 100 * value
+    return f"{percent:.1f} %" if percent >= 1 or percent == 0 else f"{percent:.2g} %"
+
+
+def decimal(value: float | None) -> str:
+    """Four decimals, as explained variance is compared."""
+    return MISSING if value is None else f"{value:.4f}"
+
+
+def number(value: float | None) -> str:
+    """Whole and large numbers with separators; others with four digits."""
+    if value is None:
+        return MISSING
+    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:#.4g}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """The leaves of nested facts, each after the keys that lead to it; a list is one leaf."""
+    if isinstance(value, dict):
+        return [
+            leaf
+            for key, inner in value.items()
+            for leaf in flat(inner, f"{prefix} · {key}".removeprefix(" · ").replace("_", " "))
+        ]
+    return [(prefix, value)]
+
+
+def fact(value: Any) -> str:
+    """One fact of a manifest; of a hash, its beginning."""
+    if value is None or isinstance(value, bool):
+        return {None: MISSING, True: "yes", False: "no"}[value]
+    if isinstance(value, int | float):
+        return number(value)
+    if isinstance(value, list):
+        return ", ".join(map(fact, value))
+    text = str(value)
+    return f"{text[:12]}…" if re.fullmatch(r"[0-9a-f]{40,}", text) else text
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "visible": visible,
+    "level": level,
+    "share": share,
+    "decimal": decimal,
+    "number": number,
+    "duration": duration,
+    "size": size,
+    "flat": flat,
+    "fact": fact,
+}
