@@ -7,6 +7,7 @@ from torch import Tensor
 
 from harvest.store import Store
 from train.dictionary import Dictionary
+from train.sparsity.gated import Gated
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,18 @@ def unscale(dictionary: Dictionary, read: Scaling, written: Scaling) -> None:
     unit-norm decoder row stays one.
     """
     unit = written.scale[0]
-    shift_P = torch.zeros_like(read.mean) if dictionary.centered else read.mean
     dictionary.W_enc.mul_(read.scale / unit)
-    dictionary.b_enc.div_(unit).sub_(dictionary.W_enc @ shift_P)
+    dictionary.b_enc.div_(unit)
     dictionary.W_dec.mul_(unit / written.scale)
     dictionary.b_dec.div_(written.scale).add_(written.mean)
     dictionary.sparsity.rescale(1 / float(unit))
+    skipped_R = torch.zeros_like(written.mean)
     if dictionary.W_skip is not None:
         dictionary.W_skip.mul_(read.scale / written.scale[:, None])
-        dictionary.b_dec.sub_(dictionary.W_skip @ read.mean)
+        skipped_R = dictionary.W_skip @ read.mean
+        dictionary.b_dec.sub_(skipped_R)
+    # The encoder's biases take over what is no longer taken off its input: the mean, or a part of b_dec.
+    shift_F = dictionary.W_enc @ (skipped_R if dictionary.centered else read.mean)
+    dictionary.b_enc.sub_(shift_F)
+    if isinstance(dictionary.sparsity, Gated):
+        dictionary.sparsity.b_mag.sub_(dictionary.sparsity.r_mag.exp() * shift_F)
