@@ -126,10 +126,38 @@ def store_of(wildcards):
     return manifest_of(wildcards).with_name("activations.zarr")
 
 
+rule anchors:
+    input:
+        manifest_of,
+    output:
+        results / "anchors/{dictionary}.safetensors",
+    log:
+        results / "logs/anchors-{dictionary}.log",
+    wildcard_constraints:
+        dictionary=any_of(experiment.anchored),
+    threads: workflow.cores
+    params:
+        spec=lambda wildcards: experiment.dictionary_text(wildcards.dictionary),
+        store=store_of,
+    shell:
+        "python -m train anchors {params.spec:q} --store {params.store} --output {output}"
+        " 2>&1 | tee {log}"
+
+
+def anchors_of(wildcards):
+    anchored = wildcards.dictionary in experiment.anchored
+    return (
+        expand(rules.anchors.output, dictionary=wildcards.dictionary)
+        if anchored
+        else []
+    )
+
+
 # Checkpoints are no output either: a rerun continues from them.
 rule train:
     input:
         manifest_of,
+        anchors=anchors_of,
     output:
         results / "train/{dictionary}/cfg.json",
         results / "train/{dictionary}/sae_weights.safetensors",
@@ -139,13 +167,16 @@ rule train:
         results / "logs/train-{dictionary}.log",
     threads: workflow.cores
     params:
-        spec=lambda wildcards: experiment.dictionary_text(wildcards.dictionary),
+        spec=rules.anchors.params.spec,
         store=store_of,
+        anchors=lambda wildcards, input: (
+            ["--anchors", *input.anchors] if input.anchors else []
+        ),
         folder=lambda wildcards: results / "train" / wildcards.dictionary,
         checkpoints=lambda wildcards: results / "checkpoints" / wildcards.dictionary,
     shell:
-        "python -m train {params.spec:q} --store {params.store} --output {params.folder}"
-        " --checkpoints {params.checkpoints}"
+        "python -m train run {params.spec:q} --store {params.store} --output {params.folder}"
+        " --checkpoints {params.checkpoints} {params.anchors:q}"
         " 2>&1 | tee {log}"
 
 
@@ -156,6 +187,7 @@ rule measure:
     output:
         results / "analyze/{dictionary}/summary.json",
         results / "analyze/{dictionary}/latents.safetensors",
+        results / "analyze/{dictionary}/examples.json",
     log:
         results / "logs/measure-{dictionary}.log",
     threads: workflow.cores
@@ -168,8 +200,58 @@ rule measure:
         " 2>&1 | tee {log}"
 
 
+rule recovery:
+    input:
+        rules.train.output,
+        manifest_of,
+        anchors=anchors_of,
+    output:
+        results / "analyze/{dictionary}/recovery.json",
+        results / "analyze/{dictionary}/recovery.safetensors",
+    log:
+        results / "logs/recovery-{dictionary}.log",
+    wildcard_constraints:
+        dictionary=any_of(experiment.with_truth),
+    threads: workflow.cores
+    params:
+        dictionary=rules.train.params.folder,
+        store=store_of,
+        anchors=rules.train.params.anchors,
+        folder=rules.measure.params.folder,
+    shell:
+        "python -m analyze recovery {params.dictionary} --store {params.store} --output {params.folder} {params.anchors:q}"
+        " 2>&1 | tee {log}"
+
+
+rule table:
+    input:
+        expand(rules.recovery.output, dictionary=experiment.with_truth),
+        expand(rules.measure.output, dictionary=experiment.with_truth),
+    output:
+        results / "recovery.csv",
+    log:
+        results / "logs/table.log",
+    params:
+        results=results,
+        dictionaries=experiment.with_truth,
+    shell:
+        "python -m analyze table {params.dictionaries} --results {params.results} --output {output}"
+        " 2>&1 | tee {log}"
+
+
+rule theory:
+    output:
+        results / "theory.json",
+    log:
+        results / "logs/theory.log",
+    threads: workflow.cores
+    shell:
+        "python -m analyze theory --output {output} 2>&1 | tee {log}"
+
+
 rule report:
     input:
+        [*rules.table.output, *rules.theory.output] if experiment.with_truth else [],
         expand(rules.measure.output, dictionary=experiment.dictionaries),
         expand(rules.harvest.output, harvest=experiment.harvests),
     output:

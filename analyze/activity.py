@@ -25,10 +25,10 @@ from harvest.errors import UserError
 from harvest.files import make_folder, write_json, write_text
 from harvest.progress import progress
 from harvest.store import Store
+from train.config import training_rows
 from train.dictionary import Codes
 from train.files import load
 from train.kernels import DensePattern
-from train.trainer import training_rows
 
 BATCH_PLACES = 2**24
 """Pre-activations in one product: 64 MiB of them."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import pydantic
 from pydantic import Discriminator, Field, Tag
 
+from analyze.variations import spread_variations
 from harvest.bench.config import BenchSpec
 from harvest.config import CorpusSpec, HarvestSpec, ModelSpec, Name, Spec, check_spec
 from harvest.errors import UserError
@@ -86,6 +87,16 @@ class Experiment(Spec):
         spec = self.harvests[harvest]
         return _text(spec.bench if isinstance(spec, BenchHarvest) else spec, exclude={"model", "corpus"})
 
+    @property
+    def anchored(self) -> list[str]:
+        """Dictionaries whose latents are held to known directions."""
+        return [name for name, spec in self.dictionaries.items() if spec.anchors is not None]
+
+    @property
+    def with_truth(self) -> list[str]:
+        """Dictionaries that can be compared with a ground truth."""
+        return [name for name, spec in self.dictionaries.items() if spec.harvest in self.bench_harvests]
+
     def dictionary_text(self, dictionary: str) -> str:
         return _text(self.dictionaries[dictionary], exclude={"harvest"})
 
@@ -93,9 +104,10 @@ class Experiment(Spec):
 def load_experiment(config: dict[str, Any], config_file: str) -> Experiment:
     """Check a config as Snakemake read it. `model`, from the command line, replaces the experiment's one model.
 
-    The experiment is called after its config file, and after the model where that was replaced.
+    The experiment is called after its config file, and after the model where that was replaced. Keys that begin with
+    `x-` are the file's own, to hold what its YAML aliases repeat.
     """
-    values = json.loads(json.dumps(config))
+    values = {key: value for key, value in json.loads(json.dumps(config)).items() if not key.startswith("x-")}
     name = values.setdefault("name", pathlib.Path(config_file).stem)
     if (model := values.pop("model", None)) is not None:
         if len(values.get("models", {})) != 1:
@@ -104,7 +116,7 @@ def load_experiment(config: dict[str, Any], config_file: str) -> Experiment:
             )
         values["models"] = {next(iter(values["models"])): {"id": model}}
         values["name"] = f"{name}-{re.sub(r'[^A-Za-z0-9._-]+', '-', str(model).rstrip('/').split('/')[-1])}"
-    return check_spec(values, Experiment)
+    return check_spec(spread_variations(values), Experiment)
 
 
 def _text(spec: Spec, exclude: set[str] | None = None) -> str:

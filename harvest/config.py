@@ -69,6 +69,10 @@ class CorpusSpec(Spec):
     """Stop once this many tokens are kept (special tokens and padding are not counted)."""
     context: Annotated[int, Field(ge=2)] = 256
     """The most tokens a model sees at once; longer documents are cut."""
+    bos: bool = True
+    """Begin every sequence with the tokenizer's beginning-of-sequence token, if it has one. The model reads it, and it
+    is never stored. Without it a text's first token becomes the attention sink, with a norm a hundred times that of
+    others, and such rows dominate every mean square."""
 
 
 class HarvestSpec(Spec):

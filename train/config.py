@@ -6,6 +6,7 @@ import pydantic
 from pydantic import Field
 
 from harvest.config import Count, Spec
+from harvest.errors import UserError
 
 
 class SparsitySpec(Spec):
@@ -106,3 +107,11 @@ class DictionarySpec(Spec):
     @property
     def peak_learning_rate(self) -> float:
         return self.learning_rate or 2e-4 / (self.latents / 2**14) ** 0.5
+
+
+def training_rows(rows: int, holdout: float) -> int:
+    """Rows that training may see: all but the last `holdout` share."""
+    kept = int(rows * (1 - holdout))
+    if kept < 1:
+        raise UserError(f"holdout: {holdout} of {rows} rows leaves none to train on")
+    return kept

@@ -83,7 +83,7 @@ class Dictionary(nn.Module):
         return codes.pattern.product(codes.values_N, self.W_dec) + self.beside_latents(x_BP)
 
     def beside_latents(self, x_BP: Tensor) -> Tensor:
-        """What is added to the latents' part of the reconstruction: the bias, and the skip connection if there is one."""
+        """What the reconstruction has beside the latents: the bias, and the skip connection if there is one."""
         return self.b_dec if self.W_skip is None else self.b_dec + x_BP @ self.W_skip.T
 
     def forward(self, x_BP: Tensor) -> Tensor:

@@ -15,18 +15,24 @@ from harvest.errors import UserError
 from harvest.files import make_folder, write_json
 from harvest.progress import progress
 from harvest.store import Store
+from train.anchors import load_anchors
 from train.batches import Batches
 from train.checkpoint import Checkpoints
-from train.config import DictionarySpec
+from train.config import DictionarySpec, training_rows
 from train.files import save, versions
-from train.trainer import Trainer, learning_rate, training_rows
+from train.trainer import Trainer, learning_rate
 
 LOGGED_STEPS = 200
 """A run logs about this many lines, however long it is."""
 
 
 def train(
-    spec: DictionarySpec, store_path: pathlib.Path, output: pathlib.Path, checkpoints: pathlib.Path, every: float = 60
+    spec: DictionarySpec,
+    store_path: pathlib.Path,
+    output: pathlib.Path,
+    checkpoints: pathlib.Path,
+    anchors_path: pathlib.Path | None = None,
+    every: float = 60,
 ) -> None:
     """Write `cfg.json`, `sae_weights.safetensors`, `metrics.jsonl` and, last, `training.json` into `output`.
 
@@ -38,7 +44,9 @@ def train(
         raise UserError(f"store {store_path}: is not finished; run the harvest again to complete it")
     accelerator = accelerate.Accelerator()
     rows = training_rows(store.rows, spec.holdout)
-    trainer = Trainer(spec, store, accelerator)
+    if (spec.anchors is None) != (anchors_path is None):
+        raise UserError("--anchors: give the file that `python -m train anchors` made, exactly if the spec has anchors")
+    trainer = Trainer(spec, store, accelerator, None if anchors_path is None else load_anchors(anchors_path))
     if accelerator.is_main_process:
         make_folder(output)
         make_folder(checkpoints)

@@ -1,16 +1,14 @@
 """One dictionary in training: its weights, its optimizer, and everything a step needs to know or remembers."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import accelerate
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from harvest.errors import UserError
 from harvest.store import Store
+from train.anchors import Anchors
 from train.batches import Batch
 from train.config import DictionarySpec
 from train.controller import PenaltyController
@@ -18,9 +16,6 @@ from train.dictionary import Dictionary
 from train.objective import Objective, Outcome, Targets, keep_decoder_steps_on_sphere
 from train.scaling import Scaling, unscale
 from train.sparsity import make_sparsity
-
-if TYPE_CHECKING:
-    from train.anchors import Anchors
 
 
 class Trainer:
@@ -151,11 +146,3 @@ def bfloat16_is_fast(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-
-
-def training_rows(rows: int, holdout: float) -> int:
-    """Rows that training may see: all but the last `holdout` share."""
-    kept = int(rows * (1 - holdout))
-    if kept < 1:
-        raise UserError(f"holdout: {holdout} of {rows} rows leaves none to train on")
-    return kept

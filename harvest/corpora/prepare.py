@@ -28,8 +28,8 @@ DOCUMENTS_IN_A_BATCH = 256
 def prepare(spec: CorpusSpec, tokenizer: Any, output: pathlib.Path) -> dict[str, Any]:
     """Write the corpus that `spec` describes to the folder `output` and return its facts (the group's attributes).
 
-    Documents are cut into sequences of at most `spec.context` tokens until exactly `spec.tokens` are kept. A tokenizer
-    that adds a beginning-of-sequence token by itself has it at the start of every sequence, where it is not kept; no
+    Documents are cut into sequences of at most `spec.context` tokens until exactly `spec.tokens` are kept. With
+    `spec.bos` the tokenizer's beginning-of-sequence token starts every sequence, where it is not kept; no
     other special token is added, and text that spells one (`</s>`) is read as text.
     Memory holds one chunk per array, whatever the corpus's length. `output` is replaced once the new one is complete.
     Raises `UserError` where no token is found, or where `output` is something other than a corpus.
@@ -48,7 +48,7 @@ def prepare(spec: CorpusSpec, tokenizer: Any, output: pathlib.Path) -> dict[str,
 
 def _write(spec: CorpusSpec, tokenizer: Any, path: pathlib.Path) -> dict[str, Any]:
     writer = _Writer(zarr.create_group(path), documentation.LABEL_SETS)
-    bos = _own_bos(tokenizer)
+    bos = _bos(spec, tokenizer)
     left_out: Counter[str] = Counter()
     source = documentation.documents(spec, left_out)
     with progress(spec.tokens, "corpus", "token") as bar:
@@ -75,10 +75,10 @@ def _write(spec: CorpusSpec, tokenizer: Any, path: pathlib.Path) -> dict[str, An
     return facts
 
 
-def _own_bos(tokenizer: Any) -> int | None:
-    """The beginning-of-sequence token if the tokenizer adds one by itself."""
+def _bos(spec: CorpusSpec, tokenizer: Any) -> int | None:
+    """The token that begins every sequence, if there is one."""
     bos: int | None = tokenizer.bos_token_id
-    return bos if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else None
+    return bos if spec.bos else None
 
 
 def _tokenised(documents: Iterator[Document], tokenizer: Any) -> Iterator[tuple[Document, np.ndarray]]:

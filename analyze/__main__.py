@@ -1,0 +1,73 @@
+"""`python -m analyze`: a store and a dictionary -> measurements -> a report."""
+
+import pathlib
+from typing import Annotated
+
+import typer
+
+from harvest.errors import main
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
+
+Folder = Annotated[pathlib.Path, typer.Argument(help="The dictionary's folder.")]
+Store = Annotated[pathlib.Path, typer.Option(help="The store it was trained on, activations.zarr.")]
+Output = Annotated[pathlib.Path, typer.Option(help="The folder the measurements go to.")]
+Names = Annotated[list[str], typer.Argument(help="Dictionaries, in the order they are shown in.")]
+Results = Annotated[pathlib.Path, typer.Option(help="The experiment's results folder.")]
+
+
+@app.command()
+def measure(dictionary: Folder, store: Store, output: Output) -> None:
+    """One pass over a store: what each latent does, how well the sites are reconstructed, the top examples."""
+    from analyze.activity import measure as measure_activity
+
+    measure_activity(dictionary, store, output)
+
+
+@app.command()
+def recovery(
+    dictionary: Folder,
+    store: Store,
+    output: Output,
+    anchors: Annotated[pathlib.Path | None, typer.Option(help="The anchors it was trained with; left out.")] = None,
+) -> None:
+    """Compare a dictionary with the ground truth of the bench."""
+    from analyze.recovery import measure_recovery
+
+    measure_recovery(dictionary, store, anchors, output)
+
+
+@app.command()
+def table(names: Names, results: Results, output: Annotated[pathlib.Path, typer.Option(help="recovery.csv")]) -> None:
+    """Recovery of all dictionaries of an experiment, one line each."""
+    from analyze.recovery import recovery_row, write_recovery_csv
+
+    rows = [recovery_row(name, results / "train" / name, results / "analyze" / name) for name in names]
+    write_recovery_csv(rows, output)
+
+
+@app.command()
+def theory(output: Annotated[pathlib.Path, typer.Option(help="theory.json")]) -> None:
+    """Check the theorems of arXiv 2512.05534 numerically, on seeded instances."""
+    from analyze.theory.page import theory_page
+    from harvest.files import make_folder, write_json
+
+    make_folder(output.parent)
+    write_json(output, theory_page())
+
+
+@app.command()
+def report(
+    experiment: Annotated[str, typer.Argument(help="The experiment's name.")],
+    names: Names,
+    results: Results,
+    output: Annotated[pathlib.Path, typer.Option(help="The report's folder.")],
+) -> None:
+    """Write the HTML report from measurement files."""
+    from analyze.report.build import build
+
+    dictionaries = [(name, results / "analyze" / name, results / "train" / name) for name in names]
+    build(experiment, dictionaries, sorted(results.glob("harvest/*/activations.manifest.json")), output)
+
+
+main(app)
