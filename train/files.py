@@ -1,51 +1,55 @@
 """The dictionary directory, as SAELens lays it out: `cfg.json` and `sae_weights.safetensors`."""
 
+import math
 import pathlib
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
+import pydantic
+import torch
+from pydantic import ConfigDict, Field, PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from harvest.config import Spec, check_spec
 from harvest.errors import UserError
 from harvest.files import read_json, write_json
 from train.dictionary import Dictionary
-from train.sparsity import make_sparsity
-from train.sparsity.batchtopk import BatchTopK
+from train.equivalents import count_in_decoder_norms, uncentered, ungated
+from train.sparsity import SPARSITIES, Sparsity
 from train.sparsity.gated import Gated
-from train.sparsity.jumprelu import JumpReLU
 
-_METHODS = {
-    "standard": "relu",
-    "jumprelu": "jumprelu",
-    "topk": "topk",
-    "gated": "gated",
-    "transcoder": "relu",
-    "skip_transcoder": "relu",
-    "jumprelu_transcoder": "jumprelu",
-}
-"""SAELens's architectures -> our sparsities. A trained BatchTopK is a JumpReLU with one threshold."""
+LAYOUT = "6.54.12"
+"""The release of SAELens whose layout this is. SAELens takes a `cfg.json` that names none for one of the old layout."""
+SAELENS_TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+"""SAELens's architectures that read one site and write another, or have a skip connection."""
+FORMS = ((False, False), (True, False), (True, True))
+"""(transcoder, skip): what there is of each σ. A skip connection is for transcoders."""
 
 
 def save(dictionary: Dictionary, folder: pathlib.Path, metadata: dict[str, Any]) -> None:
-    """Write a dictionary of the model's own units. `metadata`: our own facts, under that key of `cfg.json`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        "W_enc": dictionary.W_enc.T,
-        "b_enc": dictionary.b_enc,
-        "W_dec": dictionary.W_dec,
-        "b_dec": dictionary.b_dec,
-    }
-    if dictionary.W_skip is not None:
-        tensors["W_skip"] = dictionary.W_skip
+    """Write a dictionary of the model's own units, so that SAELens's `SAE.load_from_disk` opens it as the same
+    function.
+
+    `metadata`: our own facts, under that key of `cfg.json`; there `save` adds the layout's version and `sparsity`: the
+    σ's `method`, its target `l0` and its scalars.
+
+    Sites lie side by side, in the order read or written. A crosscoder is therefore an SAE of its sites' concatenation,
+    exact for sites of any widths; who wants them apart needs the widths, so give them in `metadata`.
+
+    A form that SAELens does not have is written as one that it has and that is the same function: BatchTopK as a
+    JumpReLU with one threshold, a Gated transcoder as a JumpReLU one, an SAE with a skip connection as a skip
+    transcoder, a TopK transcoder that writes as many numbers as it reads as a TopK that leaves its input uncentred.
+    SAELens has nothing that equals a TopK with a skip connection, or one of other widths: these are named
+    `topk_skip_transcoder` and `topk_transcoder`, which only `load` reads, and `cfg.json` says so.
+    """
     sparsity = dictionary.sparsity
-    if isinstance(sparsity, JumpReLU | BatchTopK):
-        tensors["threshold"] = sparsity.threshold.expand(dictionary.latents)
-    if isinstance(sparsity, Gated):
-        tensors |= {"b_gate": tensors.pop("b_enc"), "r_mag": sparsity.r_mag, "b_mag": sparsity.b_mag}
-    save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, folder / "sae_weights.safetensors")
+    method = next(name for name, kind in SPARSITIES.items() if type(sparsity) is kind)
+    scalars = {name: float(value) for name, value in sparsity.named_buffers() if value.ndim == 0}
+    dictionary, architecture = _in_form(dictionary)
     cfg: dict[str, Any] = {
-        "architecture": _architecture(dictionary),
+        "architecture": architecture,
         "d_in": dictionary.W_enc.shape[1],
         "d_sae": dictionary.latents,
         "dtype": "float32",
@@ -53,48 +57,157 @@ def save(dictionary: Dictionary, folder: pathlib.Path, metadata: dict[str, Any])
         "apply_b_dec_to_input": dictionary.centered,
         "normalize_activations": "none",
         "reshape_activations": "none",
-        **sparsity.saved(),
-        "metadata": metadata,
+        **dictionary.sparsity.saved_keys(),
+        "metadata": {
+            **metadata,
+            "sae_lens_version": LAYOUT,
+            "sparsity": {"method": method, "l0": None if math.isnan(sparsity.l0) else sparsity.l0, **scalars},
+        },
     }
-    if not dictionary.centered:
+    if architecture.endswith("transcoder"):
         cfg["d_out"] = dictionary.W_dec.shape[1]
-    write_json(folder / "cfg.json", cfg)
+        if architecture not in SAELENS_TRANSCODERS:
+            cfg["metadata"]["limitation"] = f"SAELens has no {architecture}; load this with train.files.load"
+    tensors = {name: t.detach().float().cpu().contiguous() for name, t in _tensors(dictionary).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file(tensors, folder / "sae_weights.safetensors")
+        write_json(folder / "cfg.json", cfg)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"dictionary {folder}: cannot be written ({error})") from None
 
 
 def load(folder: pathlib.Path) -> tuple[Dictionary, dict[str, Any]]:
-    """A saved dictionary and its `cfg.json`."""
+    """A dictionary that `save` or SAELens (version 6 or later) wrote, for use rather than training, and its `cfg.json`.
+
+    Latents and output are those that SAELens computes. What was trained as a BatchTopK, or as a Gated transcoder, is
+    the JumpReLU that it equals; where nothing says which l0 a σ was trained for, its `l0` is NaN. Raises `UserError`
+    for what this can't read: missing or unexpected keys or tensors, architectures that are not here, activations to be
+    normalised row by row or reshaped.
+    """
     cfg = read_json(folder / "cfg.json", "dictionary")
+    layout = check_spec(cfg, _Layout, f"dictionary {folder}: cfg.json: ")
+    dictionary = layout.empty_dictionary()
     try:
         tensors = load_file(folder / "sae_weights.safetensors")
     except (OSError, SafetensorError) as error:
         raise UserError(f"dictionary {folder}: has no readable sae_weights.safetensors ({error})") from None
-    if cfg["architecture"] not in _METHODS:
-        raise UserError(
-            f"dictionary {folder}: architecture {cfg['architecture']!r} is not understood; "
-            f"these are: {', '.join(_METHODS)}"
-        )
-    # l0 is a target of training; only TopK needs it afterwards.
-    sparsity = make_sparsity(_METHODS[cfg["architecture"]], cfg.get("k", 1), cfg["d_sae"])
-    dictionary = Dictionary(
-        cfg["d_in"], cfg.get("d_out", cfg["d_in"]), sparsity, cfg["apply_b_dec_to_input"], "W_skip" in tensors
-    )
-    state = {name: tensors[name] for name in ("W_dec", "b_dec", "W_skip") if name in tensors}
-    state |= {"W_enc": tensors["W_enc"].T, "b_enc": tensors["b_gate" if "b_gate" in tensors else "b_enc"]}
-    if isinstance(sparsity, JumpReLU):
-        state |= {"sparsity.log_threshold_F": tensors["threshold"].log(), "sparsity.bandwidth": sparsity.bandwidth}
-    if isinstance(sparsity, Gated):
-        state |= {f"sparsity.{name}": tensors[name] for name in ("r_mag", "b_mag")}
-    dictionary.load_state_dict(state)
+    expected = {name: tuple(tensor.shape) for name, tensor in _tensors(dictionary).items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted({*expected, *found}):
+        if expected.get(name) != found.get(name):
+            wanted, has = (shapes.get(name, "none") for shapes in (expected, found))
+            raise UserError(
+                f"dictionary {folder}: sae_weights.safetensors: {name}: {has}; a {layout.architecture} has {wanted}"
+            )
+    _fill(dictionary, tensors)
+    for name, buffer in dictionary.sparsity.named_buffers():
+        if buffer.ndim == 0:
+            buffer.fill_(layout.remembered.get(name, 0.0))
+    if layout.rescale_acts_by_decoder_norm:
+        count_in_decoder_norms(dictionary)
     return dictionary.eval(), cfg
 
 
-def _architecture(dictionary: Dictionary) -> str:
-    """SAELens's name; it has transcoders for ReLU and JumpReLU only, others keep the name of their σ."""
-    name = dictionary.sparsity.architecture
-    if dictionary.centered:
-        return name
-    relu = "transcoder" if dictionary.W_skip is None else "skip_transcoder"
-    return {"standard": relu, "jumprelu": "jumprelu_transcoder"}.get(name, name)
+class _Layout(Spec):
+    """What `load` needs of a `cfg.json`, with SAELens's defaults."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    architecture: str
+    d_in: PositiveInt
+    d_sae: PositiveInt
+    d_out: PositiveInt | None = None
+    k: PositiveInt | None = None
+    rescale_acts_by_decoder_norm: bool = False
+    apply_b_dec_to_input: bool = True
+    # Other than `none`, these scale activations in training only: at inference SAELens encodes them as they are.
+    normalize_activations: Literal["none", "expected_average_only_in", "covariance_whitening"] = "none"
+    reshape_activations: Literal["none"] = "none"
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @pydantic.model_validator(mode="after")
+    def _readable(self) -> "_Layout":
+        major = str(self.metadata.get("sae_lens_version")).split(".")[0]
+        if not major.isdigit() or int(major) < 6:
+            raise ValueError(
+                "metadata.sae_lens_version names no SAELens from 6 on; load and save it again with a newer SAELens"
+            )
+        names = _architectures()
+        if self.architecture not in names:
+            raise ValueError(f"architecture {self.architecture!r} is not understood; these are: {', '.join(names)}")
+        sigma, transcoder, _ = names[self.architecture]
+        if transcoder and self.d_out is None:
+            raise ValueError(f"d_out is missing; a {self.architecture} needs it")
+        if sigma.architecture == "topk" and not 0 < (self.k or 0) <= self.d_sae:
+            raise ValueError(f"k is {self.k}; it must be between 1 and d_sae, {self.d_sae}")
+        return self
+
+    @property
+    def remembered(self) -> dict[str, Any]:
+        """What `save` said of the σ; empty if SAELens wrote the directory."""
+        found = self.metadata.get("sparsity")
+        return found if isinstance(found, dict) else {}
+
+    def empty_dictionary(self) -> Dictionary:
+        sigma, transcoder, skip = _architectures()[self.architecture]
+        sparsity = sigma(self.k or self.remembered.get("l0") or math.nan, self.d_sae)
+        written = self.d_out if transcoder else None
+        centered = self.apply_b_dec_to_input and not transcoder
+        return Dictionary(self.d_in, written or self.d_in, sparsity, centered, skip)
+
+
+def _in_form(dictionary: Dictionary) -> tuple[Dictionary, str]:
+    """A dictionary's function as its file will hold it, and the architecture's name."""
+    skip = dictionary.W_skip is not None
+    transcoder = skip or not dictionary.centered
+    written, read = dictionary.W_dec.shape[1], dictionary.W_enc.shape[1]
+    if transcoder and isinstance(dictionary.sparsity, Gated):
+        dictionary = ungated(dictionary)
+    if transcoder and dictionary.centered:
+        dictionary = uncentered(dictionary)
+    if dictionary.sparsity.architecture == "topk" and not skip and written == read:
+        transcoder = False
+    return dictionary, _architecture(dictionary.sparsity.architecture, transcoder, skip)
+
+
+def _architecture(sigma: str, transcoder: bool, skip: bool) -> str:
+    """SAELens's name, or one that is formed as its are."""
+    name = sigma + "_skip" * skip + "_transcoder" * transcoder
+    return name.removeprefix("standard_")
+
+
+def _architectures() -> dict[str, tuple[type[Sparsity], bool, bool]]:
+    """Every name that `load` understands: its σ, whether it is a transcoder, whether it has a skip connection."""
+    names: dict[str, tuple[type[Sparsity], bool, bool]] = {}
+    for transcoder, skip in FORMS:
+        for sigma in SPARSITIES.values():
+            names.setdefault(_architecture(sigma.architecture, transcoder, skip), (sigma, transcoder, skip))
+    return names
+
+
+def _tensors(dictionary: Dictionary) -> dict[str, Tensor]:
+    """The weights by SAELens's names, in its shapes."""
+    tensors = {
+        "W_enc": dictionary.W_enc.T,
+        dictionary.sparsity.bias_name: dictionary.b_enc,
+        "W_dec": dictionary.W_dec,
+        "b_dec": dictionary.b_dec,
+        **dictionary.sparsity.saved_tensors(),
+    }
+    return tensors if dictionary.W_skip is None else {**tensors, "W_skip": dictionary.W_skip}
+
+
+@torch.no_grad()
+def _fill(dictionary: Dictionary, tensors: dict[str, Tensor]) -> None:
+    """The reverse of `_tensors`."""
+    dictionary.W_enc.copy_(tensors["W_enc"].T)
+    dictionary.b_enc.copy_(tensors[dictionary.sparsity.bias_name])
+    dictionary.W_dec.copy_(tensors["W_dec"])
+    dictionary.b_dec.copy_(tensors["b_dec"])
+    if dictionary.W_skip is not None:
+        dictionary.W_skip.copy_(tensors["W_skip"])
+    dictionary.sparsity.restore(tensors)
 
 
 def versions() -> dict[str, str]:

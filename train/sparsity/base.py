@@ -1,6 +1,7 @@
 """What every sparsity has in common."""
 
 import abc
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,9 @@ class Sparsity(nn.Module, abc.ABC):
     """
 
     architecture: str
-    """What SAELens calls a dictionary with this σ at inference."""
+    """What SAELens calls an SAE with this σ at inference; a name of our own where it has none."""
+    bias_name: str = "b_enc"
+    """What SAELens calls the encoder's bias beside this σ."""
 
     def __init__(self, l0: float, latents: int) -> None:
         super().__init__()
@@ -57,9 +60,19 @@ class Sparsity(nn.Module, abc.ABC):
     def rescale(self, factor: float) -> None:
         """Turn the parameters into those of `factor · σ(z / factor)`, for latents in other units."""
 
-    def saved(self) -> dict[str, object]:
+    def saved_keys(self) -> dict[str, object]:
         """What SAELens's `cfg.json` says of this σ besides the architecture."""
         return {}
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """What SAELens's weights hold of this σ, `(F,)` each."""
+        return dict(self.named_parameters())
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take what `saved_tensors` of the same architecture gave."""
+        for name, parameter in self.named_parameters():
+            parameter.copy_(tensors[name])
 
 
 def start_threshold(z_BF: Tensor, active: float) -> Tensor:

@@ -10,8 +10,8 @@ from train.sparsity.base import Sparsity, above
 class BatchTopK(Sparsity):
     """In training the l0·B largest pre-activations of the batch, if positive; afterwards all above a fixed threshold.
 
-    The threshold is the running mean of a batch's smallest active latent, and is saved with the dictionary: SAELens
-    reads it as a JumpReLU.
+    The threshold is the running mean of a batch's smallest active latent. A saved BatchTopK is a JumpReLU that has it
+    for every latent.
     """
 
     architecture = "jumprelu"
@@ -41,6 +41,9 @@ class BatchTopK(Sparsity):
             if torch.isfinite(smallest):
                 self.threshold.copy_(torch.where(self.threshold > 0, self.threshold.lerp(smallest, 0.01), smallest))
         return values_N
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        return {"threshold": self.threshold.expand(self.latents)}
 
     @torch.no_grad()
     def rescale(self, factor: float) -> None:

@@ -14,6 +14,7 @@ class Gated(Sparsity):
     """
 
     architecture = "gated"
+    bias_name = "b_gate"
 
     def __init__(self, l0: float, latents: int) -> None:
         super().__init__(l0, latents)

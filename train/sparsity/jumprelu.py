@@ -1,5 +1,6 @@
 """JumpReLU (Rajamanoharan et al. 2024; arXiv 2512.05534, eq. 6)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,11 +33,11 @@ class JumpReLU(Sparsity):
         return pattern_of(above(z_BF, lowest.clamp_min(0)))
 
     def activate(self, z_N: Tensor, bias_N: Tensor, pattern: Pattern) -> Tensor:
-        values: Tensor = _Jump.apply(z_N, pattern.pick(self.threshold), self.bandwidth)
+        values: Tensor = _Jump.apply(z_N, pattern.pick(self.threshold), self.bandwidth)  # type: ignore[no-untyped-call]
         return values
 
     def penalty(self, z_N: Tensor, values_N: Tensor, pattern: Pattern, decoder_norms_F: Tensor) -> Tensor:
-        steps: Tensor = _Step.apply(z_N.detach(), pattern.pick(self.threshold), self.bandwidth)
+        steps: Tensor = _Step.apply(z_N.detach(), pattern.pick(self.threshold), self.bandwidth)  # type: ignore[no-untyped-call]
         return steps.sum() / pattern.rows
 
     @torch.no_grad()
@@ -45,6 +46,14 @@ class JumpReLU(Sparsity):
         threshold = start_threshold(z_BF, 2 * self.l0)
         self.log_threshold_F.fill_(threshold.log())
         self.bandwidth.copy_(threshold / 2)
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        return {"threshold": self.threshold}
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """A threshold below zero does what zero does: elsewhere a ReLU comes before the jump."""
+        self.log_threshold_F.copy_(tensors["threshold"].clamp_min(0).log())
 
     @torch.no_grad()
     def rescale(self, factor: float) -> None:

@@ -25,5 +25,5 @@ class TopK(Sparsity):
     def activate(self, z_N: Tensor, bias_N: Tensor, pattern: Pattern) -> Tensor:
         return torch.relu(z_N)
 
-    def saved(self) -> dict[str, object]:
+    def saved_keys(self) -> dict[str, object]:
         return {"k": self.k, "rescale_acts_by_decoder_norm": False}

@@ -1,0 +1,53 @@
+"""Run by SAELens's own interpreter: `saelens_peer.py answer FOLDER...` or `saelens_peer.py make FOLDER`."""
+
+import json
+import pathlib
+import sys
+
+import torch
+from sae_lens import SAE
+from safetensors.torch import load_file, save_file
+
+MADE = {
+    "topk_in_decoder_norms": {"architecture": "topk", "k": 5, "rescale_acts_by_decoder_norm": True},
+    "standard_input_as_it_is": {"architecture": "standard", "apply_b_dec_to_input": False},
+    "gated_input_as_it_is": {"architecture": "gated", "apply_b_dec_to_input": False},
+    "standard_normalized_in_training": {
+        "architecture": "standard",
+        "normalize_activations": "expected_average_only_in",
+    },
+    "jumprelu_skip_transcoder": {
+        "architecture": "jumprelu_skip_transcoder",
+        "apply_b_dec_to_input": False,
+        "d_out": 10,
+    },
+}
+
+
+@torch.no_grad()
+def answer(folder: pathlib.Path) -> None:
+    """What SAELens computes for the inputs `x.safetensors` of a dictionary that lies beside them."""
+    sae = SAE.load_from_disk(folder)
+    x = load_file(folder / "x.safetensors")["x"]
+    save_file({"x": x, "latents": sae.encode(x), "output": sae(x)}, folder / "expected.safetensors")
+
+
+@torch.no_grad()
+def make(folder: pathlib.Path) -> None:
+    """Dictionaries with random weights, saved by SAELens, and what it computes for random inputs."""
+    torch.manual_seed(0)
+    for name, settings in MADE.items():
+        sae = SAE.from_dict({"d_in": 12, "d_sae": 40, "metadata": {}, **settings})
+        for parameter in sae.parameters():
+            parameter.normal_(0, 0.5)
+        sae.save_model(folder / name)
+        save_file({"x": torch.randn(16, 12) * 2 + 0.5}, folder / name / "x.safetensors")
+        answer(folder / name)
+        (folder / name / "x.safetensors").unlink()
+        print(name, json.loads((folder / name / "cfg.json").read_text()))
+
+
+if __name__ == "__main__":
+    task, *folders = sys.argv[1:]
+    for given in folders:
+        {"answer": answer, "make": make}[task](pathlib.Path(given))
