@@ -180,9 +180,7 @@ class Firing:
         is 0 for a latent that is never active. `absorption`: the share of a parent's rows in which its children's
         latents are active in place of its own; NaN for features that are no parents.
         """
-        fired_N = self.fired_F[
-            matched_N
-        ]  # a feature without a latent has `both` 0, so whose count this is is no matter
+        fired_N = self.fired_F[matched_N]  # whichever's, where there is no match: `both` is 0 there
         on_N = np.where(self.on_N > 0, self.on_N, np.nan)
         is_parent_N = np.isin(np.arange(len(parents_N)), parents_N)
         return {
