@@ -79,6 +79,7 @@ def train(
             "kind": spec.kind,
             "reads": trainer.reads,
             "writes": trainer.writes,
+            "widths": {site: store.widths[site] for site in trainer.sites},
             "store": store.fingerprint,
             "rows_trained_on": rows,
             "steps": trainer.steps,
@@ -93,7 +94,7 @@ def train(
         save(
             trainer.finished(),
             output,
-            {key: report[key] for key in ("kind", "reads", "writes", "store", "spec", "versions")},
+            {key: report[key] for key in ("kind", "reads", "writes", "widths", "store", "spec", "versions")},
         )
         shutil.copyfile(metrics, output / "metrics.jsonl")
         write_json(output / "training.json", report)

@@ -86,7 +86,7 @@ def decoder_norms(dictionary: Dictionary, widths: list[int]) -> Tensor:
     """Σ over written sites of a latent's decoder norm there, `(F,)`: the crosscoder's L1 (Lindsey et al. 2024)."""
     if len(widths) == 1:
         return torch.ones(dictionary.latents, device=dictionary.W_dec.device)  # rows are kept at unit norm
-    return torch.stack([part.norm(dim=1) for part in dictionary.W_dec.split(widths, dim=1)]).sum(0)
+    return torch.stack([part.norm(dim=1) for part in torch.split(dictionary.W_dec, widths, dim=1)]).sum(0)
 
 
 def anchor_loss(dictionary: Dictionary, anchors: Targets) -> Tensor:

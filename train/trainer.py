@@ -144,5 +144,5 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 def bfloat16_is_fast(device: torch.device) -> bool:
     """Whether the processor multiplies bfloat16 matrices faster than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())

@@ -42,10 +42,10 @@ class JumpReLU(Sparsity):
 
     @torch.no_grad()
     def start(self, z_BF: Tensor) -> None:
-        """Every threshold where l0 is twice the target; ε is half of that threshold."""
+        """Every threshold where l0 is twice the target; ε is that threshold."""
         threshold = start_threshold(z_BF, 2 * self.l0)
         self.log_threshold_F.fill_(threshold.log())
-        self.bandwidth.copy_(threshold / 2)
+        self.bandwidth.copy_(threshold)
 
     def saved_tensors(self) -> dict[str, Tensor]:
         return {"threshold": self.threshold}
