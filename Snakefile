@@ -1,5 +1,6 @@
 # Names -> files -> commands. What a config may say is in harvest/config.py, train/config.py and analyze/experiment.py.
 import pathlib
+import shlex
 import sys
 import time
 
@@ -7,6 +8,8 @@ from analyze.experiment import load_experiment
 from harvest.errors import UserError
 
 begun = time.monotonic()
+# The rules' `python` is the one that runs Snakemake, whether its environment is activated or not.
+shell.prefix(f"PATH={shlex.quote(str(pathlib.Path(sys.executable).parent))}:$PATH; ")
 if not workflow.configfiles:
 
     configfile: "configs/demo.yaml"

@@ -30,7 +30,7 @@ class BenchHarvest(Spec):
 
 Harvest = Annotated[
     Annotated[ModelHarvest, Tag("from a model")] | Annotated[BenchHarvest, Tag("from the bench")],
-    Discriminator(lambda value: "from the bench" if "bench" in value else "from a model"),
+    Discriminator(lambda value: "from the bench" if isinstance(value, dict) and "bench" in value else "from a model"),
 ]
 
 

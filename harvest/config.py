@@ -85,7 +85,8 @@ class HarvestSpec(Spec):
 
 
 UNION_TAGS = ("from a model", "from the bench")
-"""How alternatives are told apart in pydantic's error paths; a user did not write these."""
+"""How alternatives are told apart in pydantic's error paths; a user did not write these.
+Their order is that of the union's alternatives."""
 
 SpecType = TypeVar("SpecType", bound=Spec)
 
@@ -126,15 +127,14 @@ def _first_mistake(error: pydantic.ValidationError, kind: type[pydantic.BaseMode
 
 def _keys_at(kind: type[pydantic.BaseModel], loc: tuple[int | str, ...]) -> str:
     """The keys allowed at `loc`, found by walking the annotations as far as they can be followed."""
-    model: Any = kind
+    found = [kind]
     for part in loc:
-        if part in UNION_TAGS or part not in model.model_fields:
-            continue  # a name the user chose, such as a model's
-        found = _models_in(model.model_fields[str(part)].annotation)
-        if len(found) != 1:
-            return ""
-        model = found[0]
-    return f"; there are {', '.join(model.model_fields)}"
+        if part in UNION_TAGS:
+            found = [found[UNION_TAGS.index(str(part))]]
+        elif len(found) == 1 and part in found[0].model_fields:
+            found = _models_in(found[0].model_fields[str(part)].annotation)
+        # Anything else is a name the user chose, such as a model's.
+    return f"; there are {', '.join(found[0].model_fields)}" if len(found) == 1 else ""
 
 
 def _models_in(annotation: Any) -> list[type[pydantic.BaseModel]]:
