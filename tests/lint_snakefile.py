@@ -1,4 +1,4 @@
-"""`snakemake --lint` has findings for every workflow without conda or containers; anything else it finds is an error."""
+"""`snakemake --lint` complains of any workflow without conda or containers; anything else it finds is an error."""
 
 import pathlib
 import subprocess
