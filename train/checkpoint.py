@@ -35,7 +35,12 @@ class Checkpoints:
         return load_file(found[-1] / "state.safetensors"), facts
 
     def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Write a checkpoint; older ones go only once it is in place."""
+        """Write a checkpoint; older ones go only once it is in place. One with NaN in it never replaces a good one."""
+        if broken := [name for name, tensor in tensors.items() if tensor.isnan().any()]:
+            raise UserError(
+                f"{', '.join(broken)} hold NaN after step {step}; the last good checkpoint is kept in {self.folder}: "
+                "lower learning_rate or look at the store's rows"
+            )
         final = self.folder / f"step-{step:09d}"
         beside = final.with_suffix(".partial")
         shutil.rmtree(beside, ignore_errors=True)

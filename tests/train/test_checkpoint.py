@@ -134,6 +134,16 @@ def test_settings_are_compared_as_json(tmp_path: Path) -> None:
     assert step_of(Checkpoints(tmp_path, {"reads": ["x", "y"]})) == 1
 
 
+def test_nan_never_replaces_a_good_one(tmp_path: Path) -> None:
+    saved = Checkpoints(tmp_path, IDENTITY)
+    saved.save(*at(1))
+    step, tensors, facts = at(2)
+    tensors["weights"][1, 3] = torch.nan
+    with pytest.raises(UserError, match="weights hold NaN after step 2"):
+        saved.save(step, {**tensors, "counts": torch.zeros(3, dtype=torch.int64)}, facts)
+    assert step_of(saved) == 1
+
+
 def test_a_full_disk_keeps_the_last_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = Checkpoints(tmp_path, IDENTITY)
     saved.save(*at(1))
