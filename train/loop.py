@@ -20,6 +20,7 @@ from train.batches import Batches
 from train.checkpoint import Checkpoints
 from train.config import DictionarySpec, training_rows
 from train.files import save, versions
+from train.memory import keep_buffers
 from train.trainer import Trainer, learning_rate
 
 LOGGED_STEPS = 200
@@ -42,6 +43,7 @@ def train(
     store = Store(store_path)
     if not store.finished.all():
         raise UserError(f"store {store_path}: is not finished; run the harvest again to complete it")
+    keep_buffers()
     accelerator = accelerate.Accelerator()
     rows = training_rows(store.rows, spec.holdout)
     if (spec.anchors is None) != (anchors_path is None):
