@@ -67,7 +67,9 @@ def report(
     from analyze.report.build import build
 
     dictionaries = [(name, results / "analyze" / name, results / "train" / name) for name in names]
-    build(experiment, dictionaries, sorted(results.glob("harvest/*/activations.manifest.json")), output)
+    manifests = sorted(results.glob("harvest/*/activations.manifest.json"))
+    table = results / "recovery.csv"
+    build(experiment, dictionaries, manifests, output, (table, results / "theory.json") if table.exists() else None)
 
 
 main(app)

@@ -64,8 +64,10 @@ class ModelSource:
             captured = capture(self.model, self.sites, ids_BT.to(self.device), mask_BT.to(self.device))
             chosen_BT = mask_BT.bool() & torch.from_numpy(wanted)[at_BT]
             to = torch.from_numpy(rows)[at_BT[chosen_BT]]
+            chosen = chosen_BT.flatten().nonzero()[:, 0].to(self.device)
             for site, x_BTD in captured.items():
-                filled[site][to] = x_BTD[chosen_BT.to(x_BTD.device)].to("cpu", dtype)
+                # Selecting by number takes a tenth of the time that selecting by mask does.
+                filled[site].index_copy_(0, to, x_BTD.flatten(0, 1).index_select(0, chosen).to("cpu", dtype))
         return filled
 
 

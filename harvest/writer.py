@@ -175,13 +175,25 @@ def _before_creation(name: str) -> bool:
     return name == ".lock" or name.endswith(".partial")
 
 
-def _shard_statistics(rows: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and sum of squared deviations per dimension, and the mean norm, in float64 (a few rows at a time)."""
-    blocks = torch.split(rows, 4096)
-    mean = sum((block.double().sum(0) for block in blocks), torch.zeros((), dtype=torch.float64)) / len(rows)
-    squares = sum(((block.double() - mean).square().sum(0) for block in blocks), torch.zeros((), dtype=torch.float64))
-    norm = sum((block.double().norm(dim=1).sum() for block in blocks), torch.zeros((), dtype=torch.float64)) / len(rows)
-    return mean.numpy(), squares.numpy(), norm.numpy()
+def _shard_statistics(rows_ND: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and sum of squared deviations per dimension, and the mean norm, in float64.
+
+    Blocks of rows, merged as shards are (Chan et al. 1979). A block fits into the cache, and is too small for torch to
+    split over threads, which the model's forward pass needs meanwhile: a fifth of the time of passes over all rows.
+    """
+    count, norms = 0, torch.zeros((), dtype=torch.float64)
+    mean_D = torch.zeros(rows_ND.shape[1], dtype=torch.float64)
+    squares_D = torch.zeros_like(mean_D)
+    for rows_BD in torch.split(rows_ND, max(1, 2**15 // rows_ND.shape[1])):
+        block_BD = rows_BD.double()
+        norms += torch.linalg.vector_norm(block_BD, dim=1).sum()
+        block_mean_D = block_BD.mean(0)
+        distance_D = block_mean_D - mean_D
+        share = len(block_BD) / (count + len(block_BD))
+        squares_D += (block_BD - block_mean_D).square_().sum(0) + distance_D.square() * (count * share)
+        mean_D += distance_D * share
+        count += len(block_BD)
+    return mean_D.numpy(), squares_D.numpy(), (norms / count).numpy()
 
 
 def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:

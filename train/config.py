@@ -85,6 +85,12 @@ class DictionarySpec(Spec):
             raise ValueError(f"l0 {self.l0:g} is larger than latents {self.latents}; it must be smaller")
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _skip_goes_somewhere_else(self) -> "DictionarySpec":
+        if self.skip and self.kind != "transcoder":
+            raise ValueError(f"skip: true is for transcoders; this {self.kind} writes what it reads")
+        return self
+
     @property
     def method(self) -> str:
         return next(iter(self.sparsity))

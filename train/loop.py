@@ -49,6 +49,15 @@ def train(
     if (spec.anchors is None) != (anchors_path is None):
         raise UserError("--anchors: give the file that `python -m train anchors` made, exactly if the spec has anchors")
     trainer = Trainer(spec, store, accelerator, None if anchors_path is None else load_anchors(anchors_path))
+    batches = Batches(
+        store,
+        trainer.sites,
+        spec.batch,
+        spec.seed,
+        rows,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
     if accelerator.is_main_process:
         make_folder(output)
         make_folder(checkpoints)
@@ -63,15 +72,6 @@ def train(
             file.truncate(facts["metrics_bytes"])
     elif accelerator.is_main_process:
         metrics.write_bytes(b"")
-    batches = Batches(
-        store,
-        trainer.sites,
-        spec.batch,
-        spec.seed,
-        rows,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-    )
     begun, started_at = time.perf_counter(), trainer.step
     last = _run(trainer, batches, saved, metrics, every)
     if accelerator.is_main_process:

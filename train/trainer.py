@@ -4,7 +4,6 @@ from typing import Any
 
 import accelerate
 import torch
-from accelerate.utils import broadcast
 from torch import Tensor
 
 from harvest.store import Store
@@ -81,8 +80,8 @@ class Trainer:
         return self._count(outcome)
 
     def _start(self, x_BP: Tensor) -> None:
-        """Let σ adapt to the first batch; every process does so with the first one's."""
-        x_BP = broadcast(x_BP.contiguous())
+        """Let σ adapt to the first batch, all processes' shares of it."""
+        x_BP = self.accelerator.gather(x_BP)
         bias = self.dictionary.sparsity.start(self.dictionary.preactivations(x_BP))
         if bias is not None:
             self.dictionary.b_enc.data.add_(bias)

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+IN_LEGEND = 6
+"""Curves that a chart's own legend names; more have a key beside the charts, where each can be switched off."""
 
 
 def of_experiment(dictionaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -17,12 +19,22 @@ def of_experiment(dictionaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         _curves(dictionaries, "reconstruction", "Reconstruction loss", "variance unexplained (share)", loss, "log"),
         _curves(dictionaries, "l0", "Active latents", "latents active in a row (mean)", "On the batch trained on."),
         _curves(dictionaries, "idle_share", "Idle latents", "latents idle (share)", idle),
-        _density({d["name"]: d["summary"]["density"] for d in dictionaries}),
+        _density([(d["name"], d["summary"]["density"], d["style"]) for d in dictionaries]),
     ]
 
 
 def of_dictionary(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    return [_density({"latents": summary["density"]})]
+    return [_density([("latents", summary["density"], (0, "solid"))])]
+
+
+def style(place: int) -> tuple[int, str]:
+    """Colour and dash of a dictionary by its place among all."""
+    return place, DASHES[place % len(DASHES)]
+
+
+def curve(series: int, dash: str) -> dict[str, Any]:
+    """How a line is drawn: `series` is the place of its colour among the page's."""
+    return {"line": {"width": 2, "dash": dash}, "meta": {"series": series}}
 
 
 def bars(counts: np.ndarray, edges: np.ndarray) -> dict[str, Any]:
@@ -45,15 +57,15 @@ def _curves(
             "name": d["name"],
             "x": [line["tokens"] for line in d["curves"] if key in line],
             "y": [line[key] for line in d["curves"] if key in line],
-            "line": {"width": 2, "dash": DASHES[place % len(DASHES)]},
+            **curve(*d["style"]),
         }
-        for place, d in enumerate(dictionaries)
+        for d in dictionaries
     ]
-    y = _axis(unit, scale) if scale == "log" else {**_axis(unit), "rangemode": "tozero"}
-    return _figure(key, title, caption, traces, {**_axis("rows trained on"), "rangemode": "tozero"}, y)
+    y = axis(unit, scale) if scale == "log" else {**axis(unit), "rangemode": "tozero"}
+    return figure(key, title, caption, traces, {**axis("rows trained on"), "rangemode": "tozero"}, y)
 
 
-def _density(densities: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+def _density(densities: list[tuple[str, dict[str, list[float]], tuple[int, str]]]) -> dict[str, Any]:
     traces = [
         {
             "type": "scatter",
@@ -61,24 +73,27 @@ def _density(densities: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
             "name": name,
             "x": density["edges"],
             "y": [*density["counts"], density["counts"][-1]],
-            "line": {"width": 2, "shape": "hv", "dash": DASHES[place % len(DASHES)]},
-            "fill": "tozeroy",
+            "line": {**line["line"], "shape": "hv"},
+            "meta": line["meta"],
+            **({"fill": "tozeroy"} if len(densities) <= IN_LEGEND else {}),
         }
-        for place, (name, density) in enumerate(densities.items())
+        for name, density, style in densities
+        for line in [curve(*style)]
     ]
     caption = "How many latents are active how often, over the whole store. Dead ones are left out."
-    x, y = _axis("firing rate (share of rows)", "log"), _axis("latents in a quarter decade")
-    return _figure("density", "Firing rates", caption, traces, x, y)
+    x, y = axis("firing rate (share of rows)", "log"), axis("latents in a quarter decade")
+    return figure("density", "Firing rates", caption, traces, x, y)
 
 
-def _axis(title: str, scale: str = "linear") -> dict[str, Any]:
-    axis: dict[str, Any] = {"title": {"text": title}, "type": scale, "automargin": True}
+def axis(title: str, scale: str = "linear") -> dict[str, Any]:
+    found: dict[str, Any] = {"title": {"text": title}, "type": scale, "automargin": True}
     # One label a decade, as a power of ten: plotly writes 10⁻⁵ as 10μ otherwise.
-    return axis | ({"dtick": 1, "exponentformat": "power"} if scale == "log" else {})
+    return found | ({"dtick": 1, "exponentformat": "power"} if scale == "log" else {})
 
 
-def _figure(
+def figure(
     name: str, title: str, caption: str, traces: list[dict[str, Any]], x: dict[str, Any], y: dict[str, Any]
 ) -> dict[str, Any]:
-    layout = {"xaxis": x, "yaxis": y, "showlegend": len(traces) > 1}
-    return {"id": name, "title": title, "caption": caption, "data": traces, "layout": layout}
+    layout = {"xaxis": x, "yaxis": y, "showlegend": 1 < len(traces) <= IN_LEGEND}
+    label = f"{title}: {y['title']['text']} against {x['title']['text']}"
+    return {"id": name, "title": title, "label": label, "caption": caption, "data": traces, "layout": layout}

@@ -88,6 +88,11 @@ def fact(value: Any) -> str:
     return f"{text[:12]}…" if re.fullmatch(r"[0-9a-f]{40,}", text) else text
 
 
+def in_form(value: float | None, form: str) -> str:
+    """A figure as its definition wants it, `decimal`, `share` or `number`."""
+    return str(FILTERS[form](value))
+
+
 FILTERS: dict[str, Callable[..., Any]] = {
     "visible": visible,
     "level": level,
@@ -98,4 +103,5 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "size": size,
     "flat": flat,
     "fact": fact,
+    "in_form": in_form,
 }

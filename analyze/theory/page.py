@@ -1,4 +1,4 @@
-"""The theorems on one seeded instance each, as numbers for the report."""
+"""The theorems on one seeded instance each, and the bench's own picture, as numbers for the report."""
 
 from functools import partial
 from typing import Any
@@ -7,22 +7,29 @@ import numpy as np
 
 from analyze.theory import bounds, minima
 from analyze.theory.problem import Problem, from_sets, polysemantic, relu, sets, topk_relu
+from harvest.bench.config import BenchSpec
 from harvest.bench.features import feature_matrix
+from harvest.bench.source import BenchSource
 
 ATTEMPTS = 40
 """Random starts for Figure 4."""
+EXAMPLE = "A polysemantic latent at which both gradients vanish, inside its region of W_E, and the loss is 1."
 
 
 def theory_page(seed: int = 0) -> dict[str, Any]:
-    """Every theorem's measured quantities, as JSON: theorem -> `statement` and its numbers. Takes a few seconds."""
+    """Every theorem's measured quantities, as JSON: theorem -> `statement` and its numbers; likewise `figure_9`.
+
+    Takes a few seconds.
+    """
     return {
         "theorem_3_1": _approximate_loss(np.random.default_rng(seed)),
         "theorem_3_2": _biconvexity(np.random.default_rng(seed)),
         "theorem_3_3": _interference(np.random.default_rng(seed)),
         "theorem_3_4": _zero_loss(),
-        "example_3_5": _spurious(*minima.example_3_5()) | {"statement": "Both gradients vanish, and the loss is 1."},
+        "example_3_5": _spurious(*minima.example_3_5()) | {"statement": EXAMPLE},
         "theorem_3_6": _partial_minima(np.random.default_rng(seed)),
         "theorem_3_8": _absorption(np.random.default_rng(seed)),
+        "figure_9": _bench(seed),
     }
 
 
@@ -40,7 +47,8 @@ def _approximate_loss(rng: np.random.Generator) -> dict[str, Any]:
     density_N, magnitude_N = np.full(features, 1 - sparsity), rng.uniform(0.5, 1.5, features)
     measured = bounds.approximation(W_E, W_D, W_p, W_p, topk_relu(4), density_N, magnitude_N)
     return {
-        "statement": "The loss is within n² C (1-S)² of the approximate loss, which counts one feature at a time.",
+        "statement": "With 1-S <= 1/n, the loss is within n² C (1-S)² of the approximate loss, which counts one feature at "
+        "a time.",
         "features": features,
         "sparsity": sparsity,
         "loss": measured.loss,
@@ -148,4 +156,25 @@ def _absorption(rng: np.random.Generator, instances: int = 50) -> dict[str, Any]
         "pattern": [sorted(features) for features in sets(pattern_FN)],
         "absorbed": [sorted(features) for features in sets(absorbed_FN)],
         **counts,
+    }
+
+
+def _bench(seed: int) -> dict[str, Any]:
+    """Figure 9: a bench that can be drawn. A row's `strongest` feature has its largest coefficient, -1 where all are 0.
+
+    The limit on interference lies just above the Welch bound, 1/3.
+    """
+    spec = BenchSpec(features=4, sites={"x": 3}, rows=400, sparsity=0.75, interference=0.34, seed=seed)
+    source = BenchSource(spec)
+    W = source.features_DN["x"]
+    coefficients_BN = source.read_columns(0, spec.rows)["truth/coefficients"]
+    strongest_B = np.where(coefficients_BN.any(1), coefficients_BN.argmax(1), -1)
+    return {
+        "statement": "Every row of the bench is a sum of few features, x_p = W_p x with x >= 0 (eq. 32).",
+        "sparsity": spec.sparsity,
+        "limit": spec.interference,
+        "interference": bounds.interference(W),
+        "features": W.T.tolist(),
+        "rows": [[float(f"{x:.4g}") for x in row] for row in source.read_sites(0, spec.rows)["x"].tolist()],
+        "strongest": strongest_B.tolist(),
     }

@@ -94,7 +94,6 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     assert_same(folder / "output", undisturbed)
 
 
-@pytest.mark.xfail(strict=True, reason="the first batch of one process overwrites the others' (Trainer._start)")
 def test_two_processes_train_as_one(store: Store, tmp_path: Path) -> None:
     """The same loss at each of 200 steps to 1e-4, under `torchrun`, over gloo."""
     spec = spec_of(tokens=128 * 200)

@@ -5,24 +5,31 @@ const style = (name) => getComputedStyle(document.documentElement).getPropertyVa
 
 function drawCharts() {
   const series = style("--series").split(/\s+/);
+  const color = (place) => series[place % series.length];
   const axis = { gridcolor: style("--line"), linecolor: style("--soft"), zeroline: false, ticks: "outside", tickcolor: style("--soft") };
+  const depth = { gridcolor: style("--line"), linecolor: style("--soft"), zerolinecolor: style("--soft"), showbackground: false };
+  for (const swatch of document.querySelectorAll(".key svg")) swatch.style.color = color(swatch.dataset.series);
   for (const block of document.querySelectorAll(".plot-data")) {
     const { data, layout } = JSON.parse(block.textContent);
+    const hidden = new Set([...block.closest("section").querySelectorAll(".key input:not(:checked)")].map((box) => box.value));
     data.forEach((trace, i) => {
-      const color = series[i % series.length];
-      trace.line.color = color;
-      if (trace.fill) trace.fillcolor = color + "22";
+      const own = trace.meta?.ink ? style("--ink") : color(trace.meta?.series ?? i);
+      if (trace.line) trace.line.color = own;
+      if (trace.marker) trace.marker.color = own;
+      if (trace.fill) trace.fillcolor = own + "22";
+      trace.visible = !hidden.has(trace.name);
     });
+    layout.shapes?.forEach((shape) => { shape.line.color = style("--soft"); });
+    for (const name of ["xaxis", "yaxis"]) if (layout[name]) layout[name] = { ...axis, ...layout[name] };
+    if (layout.scene) for (const name of ["xaxis", "yaxis", "zaxis"]) Object.assign(layout.scene[name], depth);
     Plotly.react(block.dataset.for, data, {
+      margin: { l: 60, r: 12, t: 8, b: 50 },
+      hovermode: "x unified",
       ...layout,
-      xaxis: { ...axis, ...layout.xaxis },
-      yaxis: { ...axis, ...layout.yaxis },
       font: { family: "system-ui, sans-serif", size: 13, color: style("--ink") },
       paper_bgcolor: "transparent",
       plot_bgcolor: "transparent",
-      margin: { l: 60, r: 12, t: 8, b: 50 },
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
-      hovermode: "x unified",
       hoverlabel: { bgcolor: style("--panel"), font: { color: style("--ink") } },
     }, { responsive: true, displayModeBar: false });
   }
@@ -39,8 +46,9 @@ function sortTable(table, column, direction) {
 }
 
 function makeSortable(table) {
-  const heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
+  // Where heads are grouped, those of single columns are in the last row.
+  const heads = [...[...table.tHead.rows].at(-1).cells];
+  heads.forEach((head, column) => head.querySelector("button")?.addEventListener("click", () => {
     // Figures are looked through from the largest, names from A.
     const first = head.classList.contains("number") ? "descending" : "ascending";
     const second = first === "ascending" ? "descending" : "ascending";
@@ -68,7 +76,7 @@ function browseLatents(form) {
     }
     form.elements.count.value = wanted ? `${shown} found` : "";
   };
-  form.elements.order.addEventListener("change", sort);
+  form.elements.order?.addEventListener("change", sort);
   form.elements.search.addEventListener("input", search);
   form.addEventListener("submit", (event) => event.preventDefault());
 }
@@ -76,5 +84,6 @@ function browseLatents(form) {
 drawCharts();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawCharts);
 document.querySelectorAll("table.sortable").forEach(makeSortable);
+document.querySelectorAll(".key").forEach((key) => key.addEventListener("change", drawCharts));
 const controls = document.getElementById("latent-controls");
 if (controls) browseLatents(controls);
