@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from train.config import DictionarySpec
-from train.dictionary import Dictionary
+from train.dictionary import Codes, Dictionary
 from train.kernels import SparsePattern
 from train.nested import nested_reconstructions
 
@@ -45,37 +45,44 @@ class Objective(nn.Module):
     def forward(
         self, x_BP: Tensor, y_BR: Tensor, penalty_weight: float, dead_F: Tensor | None, rounded: bool
     ) -> Outcome:
-        dictionary, spec = self.dictionary, self.spec
-        codes = dictionary.encode(x_BP, rounded)
-        if spec.matryoshka is None:
-            error_BR = dictionary.decode(codes, x_BP) - y_BR
-            terms = {"reconstruction": mean_square(error_BR)}
-        else:
-            rest_BR = dictionary.beside_latents(x_BP) - y_BR
-            errors = [part + rest_BR for part in nested_reconstructions(dictionary, codes, spec.matryoshka, spec.l0)]
-            error_BR = errors[-1]
-            terms = {"reconstruction": torch.stack([mean_square(error) for error in errors]).mean()}
-        norms_F = decoder_norms(dictionary, self.widths)
-        penalty = dictionary.sparsity.penalty(codes.z_N, codes.values_N, codes.pattern, norms_F)
+        terms, codes, error_BR = self.terms(x_BP, y_BR, dead_F, rounded)
+        penalty = terms.get("penalty")
         if penalty is not None:
             terms["penalty"] = penalty_weight * penalty
-        if (open_N := dictionary.sparsity.gate(codes.z_N)) is not None:
-            gated_BR = codes.pattern.product(open_N, dictionary.W_dec.detach()) + dictionary.b_dec.detach()
-            terms["gate"] = mean_square(gated_BR - y_BR)
-        if dead_F is not None and spec.auxk is not None:
-            terms["auxk"] = spec.auxk.weight * dead_latent_loss(dictionary, x_BP, error_BR.detach(), dead_F, rounded)
-        if self.anchors is not None and spec.anchors is not None:
-            terms["anchors"] = spec.anchors.weight * anchor_loss(dictionary, self.anchors)
         active_N = codes.values_N.detach() > 0
-        loss = torch.stack(list(terms.values())).sum()
-        logged = {name: term.detach() for name, term in terms.items()} | {"unexplained": mean_square(error_BR.detach())}
         return Outcome(
-            loss,
-            logged,
+            torch.stack(list(terms.values())).sum(),
+            {name: term.detach() for name, term in terms.items()} | {"unexplained": mean_square(error_BR.detach())},
             None if penalty is None else penalty.detach(),
             codes.pattern.count(active_N),
             active_N.sum(),
         )
+
+    def terms(
+        self, x_BP: Tensor, y_BR: Tensor, dead_F: Tensor | None, rounded: bool
+    ) -> tuple[dict[str, Tensor], Codes, Tensor]:
+        """Every term by name (the penalty before its weight), the latents, and the error of the reconstruction."""
+        dictionary, spec = self.dictionary, self.spec
+        codes = dictionary.encode(x_BP, rounded)
+        rest_BR = dictionary.beside_latents(x_BP) - y_BR
+        if spec.matryoshka is None:
+            errors = [codes.pattern.product(codes.values_N, dictionary.W_dec) + rest_BR]
+        else:
+            errors = [part + rest_BR for part in nested_reconstructions(dictionary, codes, spec.matryoshka, spec.l0)]
+        terms = {"reconstruction": torch.stack([mean_square(error) for error in errors]).mean()}
+        norms_F = decoder_norms(dictionary, self.widths)
+        penalty = dictionary.sparsity.penalty(codes.z_N, codes.values_N, codes.pattern, norms_F)
+        if penalty is not None:
+            terms["penalty"] = penalty
+        if (open_N := dictionary.sparsity.gate(codes.z_N)) is not None:
+            gated_BR = codes.pattern.product(open_N, dictionary.W_dec.detach()) + dictionary.b_dec.detach()
+            terms["gate"] = mean_square(gated_BR - y_BR)
+        if dead_F is not None and spec.auxk is not None:
+            missed = dead_latent_loss(dictionary, x_BP, errors[-1].detach(), dead_F, rounded)
+            terms["auxk"] = spec.auxk.weight * missed
+        if self.anchors is not None and spec.anchors is not None:
+            terms["anchors"] = spec.anchors.weight * anchor_loss(dictionary, self.anchors)
+        return terms, codes, errors[-1]
 
 
 def mean_square(error_BR: Tensor) -> Tensor:
