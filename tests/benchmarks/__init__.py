@@ -1,0 +1,1 @@
+"""Ours against a peer or a floor, side by side on one machine: `make bench`."""

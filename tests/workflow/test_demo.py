@@ -1,0 +1,141 @@
+"""The demo's pipeline on tiny models: from documentation to a report, repeated, changed and killed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.tiny import tiny_gpt2, tiny_llama
+from tests.workflow.conftest import REPOSITORY, run, snakemake, write_config
+
+MANIFEST = "harvest/docs/activations.manifest.json"
+WEIGHTS = "train/sae/sae_weights.safetensors"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which everything was made once, for a Llama of four layers."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_config(folder, tiny_llama(folder / "llama"))
+    done = run(folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "report: results/tiny/report/index.html" in done.stdout + done.stderr
+    return folder
+
+
+def states(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_everything_up_to_the_report(finished: Path) -> None:
+    results = finished / "results/tiny"
+    manifest = json.loads((results / MANIFEST).read_text())
+    assert (manifest["rows"], manifest["dtype"]) == (2000, "float32")
+    assert list(manifest["sites"]) == ["layers.2.mlp_in", "layers.2.mlp_out", "layers.2.resid_post"]
+    for name in ("sae", "transcoder"):
+        training = json.loads((results / f"train/{name}/training.json").read_text())
+        logged = [json.loads(line) for line in (results / f"train/{name}/metrics.jsonl").read_text().splitlines()]
+        assert len(logged) == training["steps"] == 6000 // 256
+        assert logged[-1]["loss"] < logged[0]["loss"]
+        summary = json.loads((results / f"analyze/{name}/summary.json").read_text())
+        assert summary
+    page = (results / "report/index.html").read_text()
+    assert "sae" in page
+    assert "transcoder" in page
+    assert not list(finished.rglob("*.partial"))
+
+
+def test_long_work_shows_rate_and_time_left(finished: Path) -> None:
+    for log in ("prepare-docs", "harvest-docs", "train-sae"):
+        said = (finished / f"results/tiny/logs/{log}.log").read_text()
+        assert re.search(r"100%\|█+\| [^\[]+\[\d\d:\d\d<\d\d:\d\d, .*(token|row)/s", said), said
+
+
+def test_a_second_run_does_nothing(finished: Path) -> None:
+    before = states(finished / "results")
+    done = run(finished)
+    assert done.returncode == 0
+    assert "Nothing to be done" in done.stderr
+    assert states(finished / "results") == before
+
+
+def test_another_model_with_no_other_edit(finished: Path) -> None:
+    before = states(finished / "results")
+    model = tiny_gpt2(finished / "gpt2")
+    done = run(finished, "--config", f"model={model}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = finished / "results/tiny-gpt2"
+    manifest = json.loads((results / MANIFEST).read_text())
+    assert list(manifest["sites"]) == ["layers.1.mlp_in", "layers.1.mlp_out", "layers.1.resid_post"]
+    assert {site["width"] for site in manifest["sites"].values()} == {32}
+    assert (results / "report/index.html").exists()
+    assert states(finished / "results").items() >= before.items()
+
+
+def test_killed_in_the_middle_of_a_harvest(finished: Path, tmp_path: Path) -> None:
+    """Snakemake and everything it started; then the same command, to the same manifest and weights."""
+    write_config(tmp_path, finished / "llama")
+    results = tmp_path / "results/tiny"
+    markers = results / "harvest/docs/activations.zarr/statistics/rows/c"
+    target = f"results/tiny/{WEIGHTS}"
+    with (tmp_path / "log").open("w") as log:
+        running = subprocess.Popen(snakemake(tmp_path, target), start_new_session=True, stdout=log, stderr=log)
+        while not (markers / "3").exists():
+            assert running.poll() is None, (tmp_path / "log").read_text()[-3000:]
+            time.sleep(0.002)
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+    left = states(markers)
+    assert 4 <= len(left) < 16
+    assert not (results / MANIFEST).exists()
+    assert run(tmp_path, "--unlock").returncode == 0  # Snakemake asks for this itself after a kill
+    done = run(tmp_path, target)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert states(markers).items() >= left.items()
+    for file in (MANIFEST, WEIGHTS):
+        assert (results / file).read_bytes() == (finished / "results/tiny" / file).read_bytes(), file
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "said"),
+    [
+        (["harvests", "docs", "site"], ["embed"], "harvests.docs.site: unknown key; there are sites, batch_tokens"),
+        (["harvests", "docs"], 3, "harvests.docs: 3: Input should be a valid dictionary"),
+        (["dictionaries", "sae", "harvest"], "dogs", "dictionaries.sae.harvest: dogs: no such name; there are docs"),
+    ],
+    ids=["unknown key", "number", "unknown name"],
+)
+def test_a_bad_config_is_one_line(tmp_path: Path, keys: list[str], value: object, said: str) -> None:
+    write_config(tmp_path, tmp_path / "not read")
+    part = config = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    done = run(tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len([line for line in done.stderr.splitlines() if "error" in line.lower()]) == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_training_imports_no_model_library() -> None:
+    program = """
+import importlib, pkgutil, sys, train
+for module in pkgutil.walk_packages(train.__path__, "train."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    imported = set(done.stdout.split())
+    assert {"torch", "accelerate", "zarr"} <= imported
+    assert not imported & {"transformers", "transformer_lens", "open_clip", "torchvision", "timm", "gguf"}
