@@ -118,13 +118,13 @@ def _run(trainer: Trainer, batches: Batches, saved: Checkpoints, metrics: pathli
         for batch in batches.iterate(trainer.step, trainer.steps):
             logged = trainer.train_on(batch)
             bar.update(rows)
+            if not math.isfinite(loss := float(logged["loss"])):
+                raise UserError(
+                    f"loss is {loss} at step {trainer.step}, in rows {batch.rows[:8].tolist()} and others; "
+                    "the last good checkpoint is kept: lower learning_rate or look at these rows"
+                )
             if trainer.step % log_every == 0 or trainer.step == trainer.steps:
                 last = _line(trainer, logged)
-                if not math.isfinite(last["loss"]):
-                    raise UserError(
-                        f"loss is {last['loss']} at step {trainer.step}, in rows {batch.rows[:8].tolist()} and others; "
-                        "the last good checkpoint is kept: lower learning_rate or look at these rows"
-                    )
                 if main:
                     file.write(json.dumps(last) + "\n")
                 bar.set_postfix(loss=f"{last['loss']:.4f}", l0=f"{last['l0']:.1f}", refresh=False)
