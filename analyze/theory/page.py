@@ -47,8 +47,8 @@ def _approximate_loss(rng: np.random.Generator) -> dict[str, Any]:
     density_N, magnitude_N = np.full(features, 1 - sparsity), rng.uniform(0.5, 1.5, features)
     measured = bounds.approximation(W_E, W_D, W_p, W_p, topk_relu(4), density_N, magnitude_N)
     return {
-        "statement": "With 1-S <= 1/n, the loss is within n² C (1-S)² of the approximate loss, which counts one feature at "
-        "a time.",
+        "statement": "With 1-S <= 1/n, the loss is within n² C (1-S)² of the approximate loss, which counts one "
+        "feature at a time.",
         "features": features,
         "sparsity": sparsity,
         "loss": measured.loss,
