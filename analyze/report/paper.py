@@ -67,7 +67,7 @@ def compare(pairs: list[Pair], harvests: Mapping[str, Mapping[str, Any]]) -> Com
             and not _differing(setting, wanted)
             and (kept := _with_the_papers_anchors(pair))
         ]
-        beside = [Line(line, pair, "") for pair in ours] or [Line(line, None, "")]
+        beside = [Line(line, pair, "") for pair in _distinct(ours)] or [Line(line, None, "")]
         tables.setdefault(line.table, []).extend(beside)
     shown = {table: lines for table, lines in tables.items() if any(line.ours for line in lines)}
     if shown:
@@ -149,6 +149,17 @@ def _is_method(pair: Pair, method: str) -> bool:
 def _with_the_papers_anchors(pair: Pair) -> Pair | None:
     anchored = pair.anchored if pair.anchored and _anchored_as_the_paper(pair.anchored) else None
     return Pair(pair.without, anchored) if pair.without or anchored else None
+
+
+def _distinct(pairs: list[Pair]) -> list[Pair]:
+    """Each dictionary without anchors once: by itself only where no pair has it."""
+    paired = {pair.without.name for pair in pairs if pair.without and pair.anchored}
+    alone = {pair.without.name: pair for pair in pairs if pair.without and not pair.anchored}
+    return [
+        pair
+        for pair in pairs
+        if pair.anchored or (pair.without and pair.without.name not in paired and alone[pair.without.name] is pair)
+    ]
 
 
 def _anchored_as_the_paper(group: Group) -> bool:

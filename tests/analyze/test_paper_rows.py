@@ -151,6 +151,12 @@ def test_other_anchors_are_not_the_papers(change: dict[str, Any]) -> None:
     ours = [dictionary("topk"), dictionary("topk-other", anchors={**ANCHORS, **change})]
     assert matched(compared(ours))["1", DEFAULT, "topk"] == [["topk"]]
     assert not compared(ours[1:]).same_setting
+    ours += [
+        dictionary("topk-more", anchors={**ANCHORS, **change, "weight": 1}),
+        dictionary("topk-as", anchors=ANCHORS),
+    ]
+    assert matched(compared(ours[:3]))["1", DEFAULT, "topk"] == [["topk"]]
+    assert matched(compared(ours))["1", DEFAULT, "topk"] == [["topk", "topk-as"]]
 
 
 def test_a_method_of_no_table_has_no_row() -> None:

@@ -1,0 +1,57 @@
+"""The bench's pipeline, configs/bench-small.yaml in its tiniest form: from rows to the recovery report."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.workflow.conftest import REPOSITORY, run
+
+METHODS = ("relu", "jumprelu", "topk", "batchtopk", "matryoshka", "transcoder", "crosscoder")
+NAMES = [f"{method}{anchored}" for method in METHODS for anchored in ("", "-anchored")]
+SIZES = {"latents": 64, "tokens": 20_000, "batch": 500}
+BENCH = {"features": 20, "sites": {"p": 16, "r": 16}, "rows": 4000, "sparsity": 0.9, "interference": 0.3}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every method was trained, without and with 2 anchors, on 20 features in 16 dimensions."""
+    folder = tmp_path_factory.mktemp("bench")
+    config: dict[str, Any] = yaml.safe_load((REPOSITORY / "configs/bench-small.yaml").read_text())
+    config["harvests"]["bench"]["bench"] = BENCH
+    for spec in config["dictionaries"].values():
+        for method in spec["sparsity"].values():
+            method["l0"] = 2
+        spec |= SIZES
+        spec["vary"]["anchors"]["anchored"]["count"] = 2
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    # Most of the time is processes starting, which two can do at once.
+    done = run(folder, "--set-threads", *(f"{rule}=1" for rule in ("anchors", "train", "measure", "recovery")))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "results/tiny"
+
+
+def test_every_method_without_and_with_anchors(finished: Path) -> None:
+    with (finished / "recovery.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["dictionary"] for line in lines] == NAMES
+    assert [line["anchored"] for line in lines] == ["no", "yes"] * len(METHODS)
+    assert [line["kind"] for line in lines[::2]] == ["sae"] * 5 + ["transcoder", "crosscoder"]
+    for line in lines:
+        found = json.loads((finished / "analyze" / line["dictionary"] / "recovery.json").read_text())
+        assert float(line["decoder_cosine"]) == pytest.approx(found["decoder_cosine"], rel=1e-5)
+        assert found["anchored"] == (2 if line["anchored"] == "yes" else 0)
+        assert found["features"] == BENCH["features"]
+
+
+def test_the_report_has_its_pages(finished: Path) -> None:
+    report = finished / "report"
+    pages = {str(path.relative_to(report)) for path in report.rglob("*.html")}
+    assert pages == {"index.html", "recovery.html", "theory.html", *(f"dictionaries/{name}.html" for name in NAMES)}
+    assert (report / "recovery.csv").read_bytes() == (finished / "recovery.csv").read_bytes()
+    recovery = (report / "recovery.html").read_text()
+    assert all(f'"dictionaries/{name}.html"' in recovery for name in NAMES)
+    assert "The settings differ" in recovery
