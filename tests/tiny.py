@@ -1,5 +1,4 @@
 """Tiny real language models with real tokenizers, made from configs without the network."""
-# ruff: noqa: S106 (a special token is no password)
 
 from pathlib import Path
 from typing import Any

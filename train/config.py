@@ -27,8 +27,8 @@ class AnchorSpec(Spec):
     names: list[str] | None = None
     """With `labels.<set>`: these labels and no others; `count` of them, drawn at random, unless given."""
     weight: Annotated[float, Field(ge=0)] = 0.01
-    """λ_anchor of eq. 25, the loss being the fraction of variance unexplained: the same on every store. The paper's loss
-    is in raw units; its 0.1 on the bench (total variance 12.5) and its 1.0 on CLIP embeddings are about 0.01 here."""
+    """λ_anchor of eq. 25, where the loss is the fraction of variance unexplained, so that it means the same on every
+    store. The paper's loss is in raw units: its 0.1 on the bench and 1.0 on CLIP are about 0.01 here."""
 
 
 class MatryoshkaSpec(Spec):

@@ -42,10 +42,13 @@ class JumpReLU(Sparsity):
 
     @torch.no_grad()
     def start(self, z_BF: Tensor) -> None:
-        """Every threshold where l0 is twice the target; ε is that threshold."""
+        """Every threshold where l0 is twice the target; ε so wide that 16 times the target are near or above it.
+
+        Wider, more latents learn at once; this wide, what is near the threshold still makes a sparse batch.
+        """
         threshold = start_threshold(z_BF, 2 * self.l0)
         self.log_threshold_F.fill_(threshold.log())
-        self.bandwidth.copy_(threshold)
+        self.bandwidth.copy_(2 * (threshold - start_threshold(z_BF, 16 * self.l0)))
 
     def saved_tensors(self) -> dict[str, Tensor]:
         return {"threshold": self.threshold}

@@ -1,5 +1,4 @@
 """Tokens and the bytes they stand for."""
-# ruff: noqa: S106 (an unknown token is no password)
 
 from typing import Any
 
