@@ -127,7 +127,7 @@ def test_nan_stops_training_and_keeps_the_last_good_checkpoint(
     assert not (tmp_path / "output" / "sae_weights.safetensors").exists()
     with monkeypatch.context() as patched:
         watch_steps(patched, poison)
-        with pytest.raises(UserError, match=r"loss is nan at step 9, in rows \[\d+, "):
+        with pytest.raises(UserError, match=r"loss is nan at step 8, in rows \[\d+, "):
             run(spec, store, tmp_path)
     assert step_reached(tmp_path) == 6
 
