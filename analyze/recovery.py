@@ -6,10 +6,8 @@ anchors take part in matching and in the rows like all others, but no figure is 
 
 import csv
 import io
-import itertools
 import pathlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import dask.bag
@@ -19,7 +17,8 @@ from safetensors.numpy import save_file
 from scipy.optimize import linear_sum_assignment
 from tqdm.dask import TqdmCallback
 
-from analyze.activity import active_places, batch_rows
+from analyze.activity import batch_rows
+from analyze.firing import Firing, active_latents, firing_of_rows, parents_of
 from analyze.theory.problem import dead, polysemantic
 from harvest.errors import UserError
 from harvest.files import make_folder, read_json, write_json, write_text
@@ -66,7 +65,7 @@ def measure_recovery(
     _check(store, dictionary_folder, facts, anchors_path)
     read_PN, written_RN = _features(store, facts["reads"]), _features(store, facts["writes"])
     anchored_N = _anchored(read_PN.shape[1], anchors_path)
-    parents_N = _parents(store)
+    parents_N = parents_of(store)
     arrays = directions(dictionary, read_PN, written_RN)
     blocks = [(i, min(i + store.layout.shard_rows, store.rows)) for i in range(0, store.rows, store.layout.shard_rows)]
     with TqdmCallback(desc="recovery", mininterval=2):
@@ -118,13 +117,6 @@ def _anchored(features: int, anchors_path: pathlib.Path | None) -> np.ndarray:
     return anchored_N
 
 
-def _parents(store: Store) -> np.ndarray:
-    """Each feature's parent, `(N,)`, -1 for none."""
-    if store.has("truth/parents"):
-        return np.asarray(store.array("truth/parents")[:])
-    return np.full(store.array("truth/frequencies").shape[0], -1)
-
-
 def directions(dictionary: Dictionary, read_PN: np.ndarray, written_RN: np.ndarray) -> dict[str, np.ndarray]:
     """How well rows of W_enc and W_dec point along the features, each `(N,)`.
 
@@ -155,90 +147,6 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return unit
 
 
-@dataclass(frozen=True)
-class Firing:
-    """Counts over some rows, of features and of the latents matched to them."""
-
-    fired_F: np.ndarray
-    """Rows in which each latent is active."""
-    on_N: np.ndarray
-    """Rows in which each feature is on."""
-    both_N: np.ndarray
-    """Rows in which each feature is on and its latent is active."""
-    coefficients_N: np.ndarray
-    """Sum of each feature's coefficients."""
-    absorbed_N: np.ndarray
-    """Rows in which a feature is on and its latent is not, but one of its children is on and that one's latent is."""
-
-    def merge(self, later: "Firing") -> "Firing":
-        return Firing(*(ours + theirs for ours, theirs in zip(vars(self).values(), vars(later).values(), strict=True)))
-
-    def scores(self, matched_N: np.ndarray, parents_N: np.ndarray) -> dict[str, np.ndarray]:
-        """Each `(N,)`, NaN where the feature is never on.
-
-        `precision`, `recall` and `firing_f1` of a latent's being active as a sign of its feature's being on; precision
-        is 0 for a latent that is never active. `absorption`: the share of a parent's rows in which its children's
-        latents are active in place of its own; NaN for features that are no parents.
-        """
-        fired_N = self.fired_F[matched_N]  # whichever's, where there is no match: `both` is 0 there
-        on_N = np.where(self.on_N > 0, self.on_N, np.nan)
-        is_parent_N = np.isin(np.arange(len(parents_N)), parents_N)
-        return {
-            "precision": np.where(self.on_N > 0, self.both_N / np.maximum(fired_N, 1), np.nan),
-            "recall": self.both_N / on_N,
-            "firing_f1": 2 * self.both_N / (fired_N + on_N),
-            "absorption": np.where(is_parent_N, self.absorbed_N / on_N, np.nan),
-        }
-
-    @property
-    def magnitude_N(self) -> np.ndarray:
-        """Mean coefficient when on; the mean of all for features that never are."""
-        everything = self.coefficients_N.sum() / max(1, self.on_N.sum())
-        return np.asarray(np.where(self.on_N > 0, self.coefficients_N / np.maximum(self.on_N, 1), everything))
-
-
-@torch.inference_mode()
-def firing_of_rows(
-    block: tuple[int, int], dictionary_folder: pathlib.Path, store_path: pathlib.Path, matched_N: np.ndarray
-) -> Firing:
-    """The `Firing` of rows `block[0]` to `block[1]`."""
-    store = Store(store_path)
-    dictionary, cfg = load(dictionary_folder)
-    dictionary.to("cuda" if torch.cuda.is_available() else "cpu")
-    parents_N = _parents(store)
-    feature_F = np.full(dictionary.latents, -1)
-    feature_F[matched_N[matched_N >= 0]] = np.flatnonzero(matched_N >= 0)
-    found: Firing | None = None
-    for start, stop in itertools.pairwise([*range(*block, batch_rows(dictionary.latents)), block[1]]):
-        x_BP = torch.cat([store.read(site, start, stop).float() for site in cfg["metadata"]["reads"]], 1)
-        rows_n, latents_n = _active(dictionary, x_BP)
-        coefficients_BN = np.asarray(store.array("truth/coefficients")[start:stop])
-        on_BN, active_BN = coefficients_BN > 0, np.zeros(coefficients_BN.shape, dtype=bool)
-        matched_n = feature_F[latents_n] >= 0
-        active_BN[rows_n[matched_n], feature_F[latents_n[matched_n]]] = True
-        both_BN = on_BN & active_BN
-        heard_BN = np.zeros_like(both_BN)
-        rows, children = np.nonzero(both_BN & (parents_N >= 0))
-        heard_BN[rows, parents_N[children]] = True
-        batch = Firing(
-            np.bincount(latents_n, minlength=dictionary.latents),
-            on_BN.sum(0),
-            both_BN.sum(0),
-            coefficients_BN.sum(0, dtype=np.float64),
-            (on_BN & ~active_BN & heard_BN).sum(0),
-        )
-        found = found.merge(batch) if found else batch
-    assert found is not None, block
-    return found
-
-
-def _active(dictionary: Dictionary, x_BP: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Row and latent of every active place, `(n,)` each."""
-    codes = dictionary.encode(x_BP.to(dictionary.b_dec.device))
-    counts_B, latents_n, _ = (part.cpu().numpy() for part in active_places(codes))
-    return np.repeat(np.arange(len(counts_B)), counts_B), latents_n
-
-
 @torch.inference_mode()
 def activation_pattern(dictionary: Dictionary, x_PN: np.ndarray) -> np.ndarray:
     """Definition 3.1 with the dictionary's own σ and biases: which latents each input switches on, bool `(F, N)`."""
@@ -246,7 +154,7 @@ def activation_pattern(dictionary: Dictionary, x_PN: np.ndarray) -> np.ndarray:
     step = batch_rows(dictionary.latents)
     for start in range(0, x_PN.shape[1], step):
         part_NP = torch.from_numpy(np.ascontiguousarray(x_PN[:, start : start + step].T)).float()
-        inputs_n, latents_n = _active(dictionary, part_NP)
+        inputs_n, latents_n = active_latents(dictionary, part_NP)
         pattern_FN[latents_n, inputs_n + start] = True
     return pattern_FN
 
