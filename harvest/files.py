@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 from harvest.errors import UserError
@@ -50,3 +51,15 @@ def read_json(path: pathlib.Path, what: str) -> Any:
         raise UserError(f"{what} {path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise UserError(f"{what} {path}: is not JSON ({error})") from None
+
+
+def differences_of(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Every leaf that differs: its key as a dotted path, and both values (None where there is none)."""
+    found = []
+    for key in sorted({*one, *other}):
+        ours, theirs = one.get(key), other.get(key)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            found += differences_of(ours, theirs, f"{prefix}{key}.")
+        elif ours != theirs:
+            found.append((f"{prefix}{key}", ours, theirs))
+    return found

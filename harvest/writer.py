@@ -13,6 +13,7 @@ import torch
 import zarr
 
 from harvest.errors import UserError
+from harvest.files import differences_of
 from harvest.source import Source
 from harvest.store import MARKER, SCHEMA, Layout, torch_dtype
 
@@ -40,7 +41,10 @@ class StoreWriter:
             raise UserError(f"store {self.path}: the folder exists and is no store; give another name") from None
         assert isinstance(facts, dict)
         if facts != self.facts:
-            differences = "; ".join(_differences(facts, self.facts))
+            differences = "; ".join(
+                f"{key}: it has {json.dumps(there)}, the config says {json.dumps(wanted)}"
+                for key, there, wanted in differences_of(facts, self.facts)
+            )
             raise UserError(
                 f"store {self.path} was harvested from something else: {differences}. "
                 "Give this harvest another name, or delete the store first"
@@ -194,15 +198,3 @@ def _shard_statistics(rows_ND: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np
         mean_D += distance_D * share
         count += len(block_BD)
     return mean_D.numpy(), squares_D.numpy(), (norms / count).numpy()
-
-
-def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`key: it has A, the config says B` for every leaf that differs."""
-    found = []
-    for key in sorted({*stored, *wanted}):
-        ours, theirs = stored.get(key), wanted.get(key)
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            found += _differences(ours, theirs, f"{prefix}{key}.")
-        elif ours != theirs:
-            found.append(f"{prefix}{key}: it has {json.dumps(ours)}, the config says {json.dumps(theirs)}")
-    return found

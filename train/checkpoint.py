@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harvest.errors import UserError
-from harvest.files import read_json, write_json
+from harvest.files import differences_of, read_json, write_json
 
 
 class Checkpoints:
@@ -27,7 +27,7 @@ class Checkpoints:
             return None
         facts = read_json(found[-1] / "state.json", "checkpoint")
         if facts["identity"] != self.identity:
-            differing = _differing(self.identity, facts["identity"])
+            differing = [key for key, _, _ in differences_of(self.identity, facts["identity"])]
             raise UserError(
                 f"checkpoints {self.folder} were made with other settings ({', '.join(differing)}); "
                 "delete that folder to train anew, or restore the settings to continue"
@@ -64,15 +64,3 @@ class Checkpoints:
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _differing(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
-    """The keys, as dotted paths, whose values differ."""
-    found = []
-    for key in sorted({*ours, *theirs}):
-        one, other = ours.get(key), theirs.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            found += _differing(one, other, f"{prefix}{key}.")
-        elif one != other:
-            found.append(prefix + key)
-    return found
