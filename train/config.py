@@ -39,6 +39,15 @@ class MatryoshkaSpec(Spec):
     levels: list[Annotated[float, Field(gt=0)]] | None = None
     """Multiples of l0, such as [0.5, 1]: the strongest latents alone must reconstruct too (eq. 9)."""
 
+    @pydantic.model_validator(mode="after")
+    def _nested_up_to_the_whole(self) -> "MatryoshkaSpec":
+        if (self.prefixes is None) == (self.levels is None):
+            raise ValueError("give exactly one of prefixes, such as [0.25, 0.5, 1], and levels, such as [0.5, 1]")
+        parts = self.prefixes or self.levels or []
+        if parts != sorted(set(parts)) or parts[-1:] != [1]:
+            raise ValueError(f"{parts}: the parts must grow and end with 1, the whole dictionary")
+        return self
+
 
 class AuxKSpec(Spec):
     """Dead latents learn to reconstruct what the live ones leave over (Gao et al. 2024; eq. 8)."""
