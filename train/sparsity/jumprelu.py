@@ -1,12 +1,13 @@
 """JumpReLU (Rajamanoharan et al. 2024; arXiv 2512.05534, eq. 6)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from train.kernels import Pattern, pattern_of
+from train.kernels import DensePattern, Pattern, pattern_of
 from train.sparsity.base import Sparsity, above, start_threshold
 
 
@@ -29,8 +30,12 @@ class JumpReLU(Sparsity):
         return self.log_threshold_F.exp()
 
     def select(self, z_BF: Tensor) -> Pattern:
-        lowest = self.threshold - self.bandwidth / 2 if self.training else self.threshold
-        return pattern_of(above(z_BF, lowest.clamp_min(0)))
+        if not self.training:
+            return pattern_of(above(z_BF, self.threshold))
+        pattern = pattern_of(above(z_BF, (self.threshold - self.bandwidth / 2).clamp_min(0)))
+        if isinstance(pattern, DensePattern) or z_BF.dtype == torch.float32:
+            return pattern
+        return replace(pattern, fires_N=above(pattern.take(z_BF), pattern.pick(self.threshold)))
 
     def activate(self, z_N: Tensor, bias_N: Tensor, pattern: Pattern) -> Tensor:
         values: Tensor = _Jump.apply(z_N, pattern.pick(self.threshold), self.bandwidth)  # type: ignore[no-untyped-call]
