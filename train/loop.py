@@ -44,7 +44,9 @@ def train(
     if not store.finished.all():
         raise UserError(f"store {store_path}: is not finished; run the harvest again to complete it")
     keep_buffers()
-    accelerator = accelerate.Accelerator()
+    # Gradients are kept once, not also in the messages; what else is in the weights is the same everywhere by itself.
+    shared = accelerate.DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+    accelerator = accelerate.Accelerator(kwargs_handlers=[shared])
     rows = training_rows(store.rows, spec.holdout)
     if (spec.anchors is None) != (anchors_path is None):
         raise UserError("--anchors: give the file that `python -m train anchors` made, exactly if the spec has anchors")

@@ -9,6 +9,8 @@ from train.config import DictionarySpec
 from train.dictionary import Codes, Dictionary
 from train.kernels import SparsePattern
 from train.nested import nested_reconstructions
+from train.ranks import Ranks
+from train.sparsity.topk import candidates, keep_largest
 
 
 @dataclass(frozen=True)
@@ -106,22 +108,32 @@ def anchor_loss(dictionary: Dictionary, anchors: Targets) -> Tensor:
 def dead_latent_loss(dictionary: Dictionary, x_BP: Tensor, error_BR: Tensor, dead_F: Tensor, rounded: bool) -> Tensor:
     """AuxK (Gao et al. 2024, appendix A.2): the strongest dead latents reconstruct the (detached) residual.
 
-    `k_aux = min(R/2, dead)` latents a row, decoded without bias, in units of the residual's own variance, scaled by
-    `min(dead / (R/2), 1)` so that a few dead latents are not forced to explain everything; not finite counts as 0.
+    `k_aux = min(R/2, dead)` latents a row, decoded without bias, in units of the residual's own variance over all
+    processes' rows, scaled by `min(dead / (R/2), 1)` so that a few dead latents are not forced to explain everything;
+    not finite counts as 0. The mean over processes is the loss of the whole batch.
     """
     dead = dead_F.nonzero()[:, 0]
     most = max(1, error_BR.shape[1] // 2)
     k = min(most, len(dead))
     x_BP = x_BP - dictionary.b_dec if dictionary.centered else x_BP
     with torch.no_grad():
-        z_BX = dictionary.preactivations(x_BP, rounded)[:, dead]
-        chosen_BK = dead[z_BX.topk(k, dim=1, sorted=False).indices]
-    pattern = SparsePattern.from_topk(chosen_BK, dictionary.latents)
-    values_N = torch.relu(pattern.sampled(x_BP, dictionary.W_enc) + pattern.pick(dictionary.b_enc))
+        found = candidates(dictionary.preactivations(x_BP, rounded)[:, dead], k)
+    pattern = SparsePattern(found.offsets_B1, dead[found.latents_N], dictionary.latents)
+    z_N = pattern.sampled(x_BP, dictionary.W_enc) + pattern.pick(dictionary.b_enc)
+    values_N = keep_largest(torch.relu(z_N), pattern, k)
     residual_BR = -error_BR
     missed = (pattern.product(values_N, dictionary.W_dec) - residual_BR).square().sum()
-    total = (residual_BR - residual_BR.mean(0)).square().sum()
-    return (min(len(dead) / most, 1.0) * missed / total).nan_to_num(0.0, 0.0, 0.0)
+    ranks = dictionary.sparsity.ranks
+    missed = missed * (ranks.row_shares * min(len(dead) / most, 1.0))
+    return (missed / spread(residual_BR, ranks)).nan_to_num(0.0, 0.0, 0.0)
+
+
+def spread(x_BD: Tensor, ranks: Ranks) -> Tensor:
+    """`Σ_b ‖x_b − x̄‖²` over all processes' rows, from each one's own mean and spread (Chan et al. 1979)."""
+    mean_D = x_BD.mean(0)
+    each_WD = ranks.stack(torch.cat([mean_D, (x_BD - mean_D).square().sum()[None]]))
+    means_WD, within_W = each_WD[:, :-1], each_WD[:, -1]
+    return within_W.sum() + len(x_BD) * (means_WD - means_WD.mean(0)).square().sum()
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from train.config import DictionarySpec
 from train.controller import PenaltyController
 from train.dictionary import Dictionary
 from train.objective import Objective, Outcome, Targets, keep_decoder_steps_on_sphere
+from train.ranks import Ranks
 from train.scaling import Scaling, unscale
 from train.sparsity import make_sparsity
 
@@ -28,13 +29,14 @@ class Trainer:
         self.reads = [store.site(site) for site in spec.reads]
         self.writes = [store.site(site) for site in spec.written]
         device = accelerator.device
+        self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
         self.rounded = bfloat16_is_fast(device)
         self.read_scaling = Scaling.of(store, self.reads).to(device)
         self.write_scaling = Scaling.of(store, self.writes).to(device)
         self.dictionary = Dictionary(
             len(self.read_scaling.mean),
             len(self.write_scaling.mean),
-            make_sparsity(spec.method, spec.l0, spec.latents),
+            make_sparsity(spec.method, spec.l0, spec.latents, self.ranks),
             centered=self.reads == self.writes,
             skip=spec.skip,
         )
@@ -80,8 +82,7 @@ class Trainer:
         return self._count(outcome)
 
     def _start(self, x_BP: Tensor) -> None:
-        """Let σ adapt to the first batch, all processes' shares of it."""
-        x_BP = self.accelerator.gather(x_BP)
+        """Let σ adapt to the first batch."""
         bias = self.dictionary.sparsity.start(self.dictionary.preactivations(x_BP))
         if bias is not None:
             self.dictionary.b_enc.data.add_(bias)
@@ -94,15 +95,17 @@ class Trainer:
         return dead_F if bool(dead_F.any()) else None
 
     def _count(self, outcome: Outcome) -> dict[str, Tensor]:
-        """Over all processes: who fired, mean active latents a row, mean loss terms."""
-        reduce = self.accelerator.reduce
-        fired_F = reduce(outcome.fired_F, "sum")
-        self.idle_F = torch.where(fired_F > 0, 0, self.idle_F + self.spec.batch)
-        logged = {name: reduce(term, "mean") for name, term in {"loss": outcome.loss.detach(), **outcome.terms}.items()}
-        logged["l0"] = reduce(outcome.active, "sum") / self.spec.batch
+        """Over all processes: who fired, mean active latents a row, mean loss terms. One message carries it all."""
+        world = self.ranks.world
+        own = {"loss": outcome.loss.detach(), **outcome.terms, "l0": outcome.active * world / self.spec.batch}
         if outcome.penalty is not None:
-            penalty = float(reduce(outcome.penalty, "mean"))
-            self.controller.update(float(logged["l0"]), penalty, float(logged["unexplained"]))
+            own["unweighted"] = outcome.penalty
+        means = torch.stack(list(own.values())) / world
+        packed = self.ranks.sum(torch.cat([means, outcome.fired_F.to(means.dtype)]))
+        logged = dict(zip(own, packed[: len(own)], strict=True))
+        self.idle_F = torch.where(packed[len(own) :] > 0, 0, self.idle_F + self.spec.batch)
+        if (unweighted := logged.pop("unweighted", None)) is not None:
+            self.controller.update(float(logged["l0"]), float(unweighted), float(logged["unexplained"]))
             logged["penalty_weight"] = torch.tensor(self.controller.weight())
         return logged
 

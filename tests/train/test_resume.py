@@ -1,6 +1,5 @@
-"""A run may be stopped or killed at any moment, or spread over processes, and ends the same."""
+"""A run may be stopped or killed at any moment, and ends the same."""
 
-import json
 import random
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 
 from harvest.errors import UserError
 from harvest.store import Store
-from tests.training import ROOT, command, metrics_of, run, spec_of, start, step_reached, watch_steps
+from tests.training import ROOT, command, run, spec_of, start, step_reached, watch_steps
 from train.batches import Batch
 from train.checkpoint import Checkpoints
 from train.sparsity import SPARSITIES
@@ -92,21 +91,6 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
         assert 0 < killed_at[-1] < 150
         command(spec, store, folder)
     assert_same(folder / "output", undisturbed)
-
-
-def test_two_processes_train_as_one(store: Store, tmp_path: Path) -> None:
-    """The same loss at each of 200 steps to 1e-4, under `torchrun`, over gloo."""
-    spec = spec_of(tokens=128 * 200)
-    alone = metrics_of(run(spec, store, tmp_path / "alone"))
-    command(spec, store, tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    report = json.loads((tmp_path / "two" / "output" / "training.json").read_text())
-    assert report["processes"] == 2
-    together = metrics_of(tmp_path / "two" / "output")
-    assert len(alone) == len(together) == 200
-    for one, two in zip(alone, together, strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
-        assert two["l0"] == pytest.approx(one["l0"], rel=1e-3)
-        assert (two["step"], two["learning_rate"]) == (one["step"], one["learning_rate"])
 
 
 def test_nan_stops_training_and_keeps_the_last_good_checkpoint(

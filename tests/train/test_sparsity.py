@@ -59,12 +59,13 @@ def test_latents_equal_the_formula(method, seed):
 
 @pytest.mark.parametrize("method", SPARSITIES)
 def test_looking_in_bfloat16_changes_no_value(method):
-    """Values are computed anew in the master type; only which latent is chosen among near ties may differ."""
+    """Choices and values are those of the master type, but for the few of TopK's that rounding puts far behind."""
     dictionary, x = dictionary_with(method)
     dictionary, x = dictionary.float(), x.float()
     exact, rounded = dictionary.encode(x).dense(), dictionary.encode(x, rounded=True).dense()
     both = (exact > 0) & (rounded > 0)
-    assert both.sum() > 0.97 * (exact > 0).sum()
+    assert both.sum() >= (0.995 if method == "topk" else 1) * (exact > 0).sum()
+    assert ((rounded > 0) == (exact > 0)).all() or method == "topk"
     torch.testing.assert_close(rounded[both], exact[both])
 
 

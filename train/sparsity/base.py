@@ -7,9 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from train.kernels import Pattern
+from train.ranks import ALONE, Ranks
 
 SLACK = 2.0**-7
-"""How far a pre-activation rounded to bfloat16 may lie from the exact one, relative to its size."""
+"""How far a pre-activation computed in bfloat16 may lie from the exact one: this much, and as much of its size.
+
+Input, weights and bias are rounded by up to 2^-9 of their size, the result once more. Training sees a variance of 1 per
+dimension, so what the first three do to a latent of unit norm is about 2^-9 whatever the latent's size.
+"""
 
 
 class Sparsity(nn.Module, abc.ABC):
@@ -24,6 +29,8 @@ class Sparsity(nn.Module, abc.ABC):
     """What SAELens calls an SAE with this σ at inference; a name of our own where it has none."""
     bias_name: str = "b_enc"
     """What SAELens calls the encoder's bias beside this σ."""
+    ranks: Ranks = ALONE
+    """The processes that train this σ; what it says of a whole batch it says of all of theirs."""
 
     def __init__(self, l0: float, latents: int) -> None:
         super().__init__()
@@ -75,16 +82,19 @@ class Sparsity(nn.Module, abc.ABC):
             parameter.copy_(tensors[name])
 
 
-def start_threshold(z_BF: Tensor, active: float) -> Tensor:
-    """The threshold that `active` pre-activations a row exceed."""
-    rows, latents = z_BF.shape
-    count = min(rows * latents, max(1, round(rows * active)))
-    return z_BF.float().view(-1).topk(count, sorted=False).values.min().clamp_min(1e-3)
+def start_threshold(z_BF: Tensor, active: float, ranks: Ranks) -> Tensor:
+    """The threshold that `active` pre-activations a row exceed, over all processes' rows."""
+    count = max(1, round(len(z_BF) * ranks.row_shares * active))
+    return ranks.largest(z_BF.view(-1), count).min().clamp_min(1e-3)
 
 
 def above(z_BF: Tensor, threshold: Tensor | float) -> Tensor:
     """Where `z > threshold` may hold once a rounded z is computed exactly."""
-    if z_BF.dtype == torch.float32:
+    if z_BF.dtype != torch.bfloat16:
         return z_BF > threshold
-    threshold = torch.as_tensor(threshold, device=z_BF.device)
-    return z_BF > (threshold - SLACK * threshold.abs()).to(z_BF.dtype)
+    return z_BF > less_rounding(torch.as_tensor(threshold, device=z_BF.device)).to(z_BF.dtype)
+
+
+def less_rounding(z: Tensor) -> Tensor:
+    """The least that a z may be once it is rounded."""
+    return z - SLACK * (1 + z.abs())

@@ -36,7 +36,7 @@ class Gated(Sparsity):
 
     @torch.no_grad()
     def start(self, z_BF: Tensor) -> Tensor:
-        return -start_threshold(z_BF, 4 * self.l0)
+        return -start_threshold(z_BF, 4 * self.l0, self.ranks)
 
     @torch.no_grad()
     def rescale(self, factor: float) -> None:

@@ -51,9 +51,9 @@ class JumpReLU(Sparsity):
 
         Wider, more latents learn at once; this wide, what is near the threshold still makes a sparse batch.
         """
-        threshold = start_threshold(z_BF, 2 * self.l0)
+        threshold = start_threshold(z_BF, 2 * self.l0, self.ranks)
         self.log_threshold_F.fill_(threshold.log())
-        self.bandwidth.copy_(2 * (threshold - start_threshold(z_BF, 16 * self.l0)))
+        self.bandwidth.copy_(2 * (threshold - start_threshold(z_BF, 16 * self.l0, self.ranks)))
 
     def saved_tensors(self) -> dict[str, Tensor]:
         return {"threshold": self.threshold}

@@ -24,4 +24,4 @@ class ReLU(Sparsity):
     @torch.no_grad()
     def start(self, z_BF: Tensor) -> Tensor:
         """Start sparse: a random half of all latents is slow to compute and slow to switch off."""
-        return -start_threshold(z_BF, 4 * self.l0)
+        return -start_threshold(z_BF, 4 * self.l0, self.ranks)
