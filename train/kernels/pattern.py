@@ -8,7 +8,8 @@ run it at memory speed.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -166,13 +167,31 @@ def places(mask: Tensor) -> Tensor:
     return mask.view(-1).nonzero()[:, 0]
 
 
+@cache
+def _triton_products() -> ModuleType | None:
+    """Kernels for a GPU, where Triton is installed: PyTorch's CUDA builds for Linux bring it."""
+    try:
+        from train.kernels import triton_products
+    except ImportError:
+        return None
+    return triton_products
+
+
+def _kernels(operand: Tensor) -> ModuleType | None:
+    return _triton_products() if operand.is_cuda else None
+
+
 def _product(pattern: SparsePattern, values_N: Tensor, W_FD: Tensor) -> Tensor:
+    if (kernels := _kernels(W_FD)) is not None:
+        return kernels.product(pattern.offsets_B1, pattern.latents_N, values_N, W_FD)  # type: ignore[no-any-return]
     return F.embedding_bag(
         pattern.latents_N, W_FD, pattern.offsets_B1, mode="sum", per_sample_weights=values_N, include_last_offset=True
     )
 
 
 def _sampled(pattern: SparsePattern, x_BD: Tensor, W_FD: Tensor) -> Tensor:
+    if (kernels := _kernels(W_FD)) is not None:
+        return kernels.sampled(pattern.rows_N, pattern.latents_N, x_BD, W_FD)  # type: ignore[no-any-return]
     # The gradient of an embedding bag with respect to its weights per sample is this product, exactly.
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(  # type: ignore[no-any-return]
         x_BD.contiguous(), W_FD, pattern.latents_N, pattern.offsets_B1[:-1], pattern.rows_N, 0
