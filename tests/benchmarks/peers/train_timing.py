@@ -1,6 +1,6 @@
-"""What the training scripts of all peers have in common: their arguments, the clock, and the JSON line they print.
+"""What the scripts that time training have in common: their arguments, the clock, and the JSON line they print.
 
-Imports nothing of ours: it runs in a peer's environment.
+Imports nothing of ours: it runs in the peers' environments too.
 """
 
 import argparse
@@ -28,28 +28,39 @@ def arguments(description: str | None, architectures: list[str]) -> argparse.Nam
 
 
 def print_speed(
-    peer: str, given: argparse.Namespace, step: Callable[[torch.Tensor], object], rows_BD: torch.Tensor
+    name: str,
+    given: argparse.Namespace,
+    step: Callable[[torch.Tensor], object],
+    rows_BD: torch.Tensor,
+    encoder: Callable[[torch.Tensor], object] | None = None,
 ) -> None:
-    """Time `step(rows_BD)`; print one JSON line with the seconds of each step, tokens a second, and peak memory."""
+    """Print one JSON line: the seconds of each `step(rows_BD)`, tokens a second, peak memory; and, where it is given,
+    the seconds that the encoder's product alone takes."""
+    seconds = _seconds(step, rows_BD, given)
     cuda = rows_BD.device.type == "cuda"
-    seconds = []
-    for number in range(given.warmup + given.steps):
-        if cuda:
-            torch.cuda.synchronize()
-            if number == given.warmup:
-                torch.cuda.reset_peak_memory_stats()
-        begun = time.perf_counter()
-        step(rows_BD)
-        if cuda:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begun)
-    timed = seconds[given.warmup :]
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    said: dict[str, Any] = {
-        "peer": peer,
+    found: dict[str, Any] = {
+        "name": name,
         **vars(given),
-        "seconds": timed,
-        "tokens_per_second": len(rows_BD) / statistics.median(timed),
+        "seconds": seconds,
+        "tokens_per_second": len(rows_BD) / statistics.median(seconds),
         "peak_memory_bytes": peak,
     }
-    print(json.dumps(said))
+    if encoder is not None:
+        found["encoder_seconds"] = statistics.median(_seconds(encoder, rows_BD, given))
+    print(json.dumps(found))
+
+
+def _seconds(work: Callable[[torch.Tensor], object], rows_BD: torch.Tensor, given: argparse.Namespace) -> list[float]:
+    cuda = rows_BD.device.type == "cuda"
+    wait = torch.cuda.synchronize if cuda else lambda: None
+    seconds = []
+    for number in range(given.warmup + given.steps):
+        wait()
+        if cuda and number == given.warmup:
+            torch.cuda.reset_peak_memory_stats()
+        begun = time.perf_counter()
+        work(rows_BD)
+        wait()
+        seconds.append(time.perf_counter() - begun)
+    return seconds[given.warmup :]
