@@ -56,7 +56,7 @@ def rounded(rng: torch.Generator, dtype: torch.dtype, *shape: int) -> Tensor:
 
 def close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     assert found.dtype == dtype
-    tolerance, largest = TOLERANCES[dtype], float(expected.abs().max())
+    tolerance, largest = TOLERANCES[dtype], float(expected.detach().abs().max())
     torch.testing.assert_close(
         found.detach().cpu().double(), expected.detach(), rtol=tolerance, atol=min(tolerance, 1e-5) * largest
     )
