@@ -84,6 +84,7 @@ class Store:
         self.dtype = torch_dtype(attributes["dtype"])
         self.layout = Layout(attributes["chunk_rows"], attributes["shard_rows"])
         self.aliases: dict[str, str] = attributes["aliases"]
+        self._opened: dict[str, zarr.Array[Any]] = {}
 
     def site(self, name: str) -> str:
         """The stored name of a site, which may be written as in the config (`layers.40%.resid_post`)."""
@@ -94,7 +95,10 @@ class Store:
 
     def read(self, site: str, start: int, stop: int) -> torch.Tensor:
         """Activations of rows `start` to `stop`: `(stop - start, width)` in the store's dtype."""
-        return to_torch(np.asarray(self.array(f"sites/{site}")[start:stop]), self.dtype)
+        if site not in self._opened:  # opening an array takes as long as reading a chunk of it
+            with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):  # twice as fast as Zarr's own
+                self._opened[site] = self.array(f"sites/{site}")
+        return to_torch(np.asarray(self._opened[site][start:stop]), self.dtype)
 
     def array(self, path: str) -> zarr.Array[Any]:
         array = self.group[path]

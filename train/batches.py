@@ -1,8 +1,10 @@
 """Shuffled batches from a store: every row exactly once an epoch, in an order that is a function of (seed, epoch)."""
 
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,6 +12,18 @@ from torch import Tensor
 
 from harvest.errors import UserError
 from harvest.store import Store
+
+POOL_BYTES = 3 * 2**28
+"""What is shuffled together, counted over all sites of the store: two pools and some batches fit in 2 GiB."""
+INDEX_BYTES = 48
+"""What a row's numbers and places take beside its values, while they are worked out."""
+CHUNKS_HELD = 3
+"""One as it is copied, and what Zarr holds of it."""
+BATCHES_HELD = 3
+"""One with the caller, the one before it, and one being made."""
+MIB = 2**20
+MEMORY = 2048 * MIB
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -20,30 +34,16 @@ class Batch:
     rows: np.ndarray
 
 
-@dataclass(frozen=True)
-class _Pool:
-    """Chunks drawn together: their rows in shuffled order, which `order` gives as places in `sites`."""
-
-    rows: np.ndarray
-    order: np.ndarray
-    sites: dict[str, Tensor]
-
-    def rows_at(self, places: np.ndarray) -> Batch:
-        taken = torch.from_numpy(places)
-        return Batch({site: held[taken] for site, held in self.sites.items()}, self.rows[places])
-
-
-def _joined(parts: list[Batch]) -> Batch:
-    sites = {site: torch.cat([part.sites[site] for part in parts]) for site in parts[0].sites}
-    return Batch(sites, np.concatenate([part.rows for part in parts]))
-
-
 class Batches:
-    """Shuffle in two steps: the chunks of an epoch, then the rows of as many chunks as memory allows (a pool).
+    """Shuffle in two steps: the chunks of an epoch, then the rows of as many chunks as make a pool.
 
-    A store that fits in one pool is shuffled row by row as a whole. Nothing but the step number is needed to continue:
-    batch `t` is rows `t·batch` to `(t+1)·batch` of the endless sequence of epochs. Each of `world` processes takes
-    every `world`-th row of the same batch. At most two pools are in memory, `memory` bytes in all.
+    A store of one pool is shuffled row by row as a whole. A pool's size follows from the store alone, so the order
+    depends neither on the sites that are read, nor on the number of processes, nor on `memory`: a pool that does not
+    fit is gone through in several windows, each of which reads the pool's chunks anew and keeps its own rows.
+
+    Nothing but the step number is needed to continue: batch `t` is rows `t·batch` to `(t+1)·batch` of the endless
+    sequence of epochs. Each of `world` processes takes every `world`-th row of the same batch. Two windows, some
+    chunks and three batches are in memory: at most `memory` bytes, on the host, in each process.
     """
 
     def __init__(
@@ -53,11 +53,14 @@ class Batches:
         batch: int,
         seed: int,
         rows: int | None = None,
-        memory: int = 2 * 2**30,
+        memory: int = MEMORY,
+        device: torch.device | None = None,
         rank: int = 0,
         world: int = 1,
+        pool_bytes: int = POOL_BYTES,
     ) -> None:
         self.store, self.batch, self.seed, self.rank, self.world = store, batch, seed, rank, world
+        self.device = device or torch.device("cpu")
         self.sites = list(dict.fromkeys(sites))
         self.rows = store.rows if rows is None else rows
         if batch > self.rows:
@@ -66,64 +69,148 @@ class Batches:
             raise UserError(f"batch: {batch} rows cannot be shared equally by {world} processes; take a multiple")
         self.chunk = store.layout.chunk_rows
         self.chunks = -(-self.rows // self.chunk)
-        row_bytes = sum(store.widths[site] for site in self.sites) * store.dtype.itemsize
-        self.pool_chunks = max(1, memory // 2 // (row_bytes * self.chunk))
+        whole_row = sum(store.widths.values()) * store.dtype.itemsize
+        self.pools = -(-self.chunks // max(1, pool_bytes // ((whole_row + INDEX_BYTES) * self.chunk)))
+        self.window = self._rows_in_a_window(memory)
+
+    @property
+    def _pool_rows(self) -> int:
+        return min(self.rows, -(-self.chunks // self.pools) * self.chunk)
+
+    def _rows_in_a_window(self, memory: int) -> int:
+        """How many rows of this process's share may be held at once, while as many are read."""
+        row = sum(self.store.widths[site] for site in self.sites) * self.store.dtype.itemsize
+        share = self.batch // self.world
+        beside = BATCHES_HELD * share * row + CHUNKS_HELD * self.chunk * row + INDEX_BYTES * self._pool_rows
+        least = beside + 2 * share * (row + INDEX_BYTES)
+        if memory < least:
+            raise UserError(
+                f"--memory: {memory / MIB:g} MiB is too little for batches of {self.batch} rows of {row} bytes; "
+                f"give at least {-(-least // MIB)}"
+            )
+        return (memory - beside) // 2 // (row + INDEX_BYTES)
 
     def iterate(self, first: int, steps: int) -> Iterator[Batch]:
-        """Batches `first` to `steps`, the next pool being read while one is used."""
-        with ThreadPoolExecutor(1) as thread:
-            plan = self._plan(first * self.batch)
-            which, cursor = next(plan)
-            held = self._load(which, None)
-            ahead = thread.submit(self._load, next(plan)[0], held)
-            for _ in range(first, steps):
-                parts: list[Batch] = []  # rows are copied out at once: a pool that is used up must go
-                wanted = self.batch
-                while wanted > 0:
-                    if cursor == len(held.order):
-                        held, cursor = ahead.result(), 0
-                        ahead = thread.submit(self._load, next(plan)[0], held)
-                    take = held.order[cursor : cursor + wanted]
-                    # This process's share of these rows: every `world`-th row of the whole batch.
-                    parts.append(held.rows_at(take[(self.rank - (self.batch - wanted)) % self.world :: self.world]))
-                    cursor += len(take)
-                    wanted -= len(take)
-                yield _joined(parts)
+        """Batches `first` to `steps` on the device, the next one being made and moved while one is used."""
+        if self.device.type != "cuda":
+            yield from _ahead(self._share(first, steps))
+            return
+        # Copies have a stream of their own, so that they pass by the step that is being computed.
+        copies = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        for batch in _ahead(self._moved(self._share(first, steps), copies)):
+            now = torch.cuda.current_stream(self.device)
+            now.wait_stream(copies)
+            for values in batch.sites.values():
+                values.record_stream(now)  # its memory is not used again before the step is done with it
+            yield batch
 
-    def _plan(self, position: int) -> Iterator[tuple[tuple[int, int], int]]:
-        """(epoch, pool) pairs from the one that holds row `position` of the endless sequence, and what it skips."""
-        epoch, skipped = divmod(position, self.rows)
-        pool = 0
-        while skipped >= (size := len(self._rows_of(self._chunks_of(epoch, pool)))):
-            skipped -= size
-            pool += 1
-        while True:
-            yield (epoch, pool), skipped
-            skipped, pool = 0, pool + 1
-            if pool * self.pool_chunks >= self.chunks:
-                epoch, pool = epoch + 1, 0
+    def _moved(self, batches: Iterator[Batch], copies: torch.cuda.Stream) -> Iterator[Batch]:
+        """On their way from pinned memory, which torch uses again only once a copy from it is done."""
+        for batch in batches:
+            with torch.cuda.stream(copies):
+                sites = {site: values.to(self.device, non_blocking=True) for site, values in batch.sites.items()}
+            yield Batch(sites, batch.rows)
 
-    def _chunks_of(self, epoch: int, pool: int) -> np.ndarray:
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.chunks)
-        return np.sort(order[pool * self.pool_chunks : (pool + 1) * self.pool_chunks])
+    def _share(self, first: int, steps: int) -> Iterator[Batch]:
+        """This process's share of each batch, the next window being read while one is used."""
+        share = self.batch // self.world
+        windows = _ahead(self._windows(first * self.batch, steps * self.batch))
+        rows, order, held = next(windows)
+        cursor = 0
+        for _ in range(first, steps):
+            sites = {site: self._empty(site, share, self.device.type == "cuda") for site in self.sites}
+            numbers = np.empty(share, np.int64)
+            filled = 0
+            while filled < share:
+                if cursor == len(order):
+                    (rows, order, held), cursor = next(windows), 0
+                taken = order[cursor : cursor + share - filled]
+                stop = filled + len(taken)
+                for site, values in held.items():
+                    np.take(_bits(values), taken, 0, out=_bits(sites[site][filled:stop]), mode="clip")
+                numbers[filled:stop] = rows[taken]
+                cursor, filled = cursor + len(taken), stop
+            yield Batch(sites, numbers)
 
-    def _rows_of(self, chunks: np.ndarray) -> np.ndarray:
-        rows = (chunks[:, None] * self.chunk + np.arange(self.chunk)).reshape(-1)
-        return rows[rows < self.rows]
+    def _windows(self, first: int, stop: int) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, Tensor]]]:
+        """(rows, order, values) from place `first` of the endless sequence until `stop`.
 
-    def _load(self, which: tuple[int, int], before: _Pool | None) -> _Pool:
-        epoch, pool = which
-        chunks = self._chunks_of(epoch, pool)
-        rows = self._rows_of(chunks)
-        order = np.random.default_rng([self.seed, epoch, pool]).permutation(len(rows))
-        if before is not None and np.array_equal(rows, before.rows):
-            return _Pool(rows, order, before.sites)  # the whole store is one pool: shuffle it anew, read it once
-        sites = {}
-        for site in self.sites:
-            filled, at = torch.empty(len(rows), self.store.widths[site], dtype=self.store.dtype), 0
-            for chunk in chunks:
-                start, stop = int(chunk) * self.chunk, min((int(chunk) + 1) * self.chunk, self.rows)
-                filled[at : at + stop - start] = self.store.read(site, start, stop)
-                at += stop - start
-            sites[site] = filled
-        return _Pool(rows, order, sites)
+        Two buffers take turns: a window's values are there until the next but one is asked for.
+        """
+        size = min(self.window, self._pool_rows // self.world + 1)
+        buffers = [{site: self._empty(site, size) for site in self.sites} for _ in range(2)]
+        held = np.empty(0, np.int64)
+        for rows, order in self._plan(first, stop):
+            if not np.array_equal(rows, held):  # if they are, the whole store is one window: shuffle it, read it once
+                buffers.reverse()
+                held = rows
+                for site, buffer in buffers[0].items():
+                    self._read(site, rows, buffer)
+            yield rows, order, buffers[0]
+
+    def _empty(self, site: str, rows: int, pinned: bool = False) -> Tensor:
+        """NumPy asks the system for large pages, which makes the first use of a window several times faster."""
+        width, dtype = self.store.widths[site], self.store.dtype
+        if pinned:
+            return torch.empty(rows, width, dtype=dtype, pin_memory=True)
+        return torch.from_numpy(np.empty((rows, width * dtype.itemsize), np.uint8)).view(dtype)
+
+    def _plan(self, first: int, stop: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(rows, order) of each window in turn, from place `first` of the endless sequence until `stop`."""
+        for epoch in itertools.count(first // self.rows):
+            begun = epoch * self.rows
+            for pool, drawn in enumerate(self._drawn(epoch)):
+                if begun >= stop:
+                    return
+                rows = (drawn[:, None] * self.chunk + np.arange(self.chunk)).reshape(-1)
+                rows = rows[rows < self.rows]
+                if first < begun + len(rows):
+                    order = np.random.default_rng([self.seed, epoch, pool]).permutation(len(rows))
+                    mine = order[(self.rank - begun) % self.world :: self.world]
+                    skipped = -(-max(0, first - begun) // self.world)
+                    for at in range(skipped, len(mine), self.window):
+                        yield _compact(rows, mine[at : at + self.window])
+                begun += len(rows)
+
+    def _drawn(self, epoch: int) -> list[np.ndarray]:
+        """The chunks of each pool, in ascending order: of every few neighbours in the store, one goes to each pool.
+
+        A store may be sorted, by language say. Every pool still has of everything what the store has of it, which
+        chunks drawn from the store as a whole would not.
+        """
+        strata = -(-self.chunks // self.pools)
+        neighbours = np.arange(strata * self.pools).reshape(strata, self.pools)
+        drawn = np.random.default_rng([self.seed, epoch]).permuted(neighbours, axis=1)
+        return [chunks[chunks < self.chunks] for chunks in drawn.T]
+
+    def _read(self, site: str, rows: np.ndarray, values: Tensor) -> None:
+        """Fill the beginning of `values` with these rows, which ascend. Chunk by chunk, each read once."""
+        edges = np.flatnonzero(np.diff(rows // self.chunk, prepend=-1, append=-1))
+        for begin, end in itertools.pairwise(edges):
+            start, stop = int(rows[begin]), int(rows[end - 1]) + 1
+            read, filled = _bits(self.store.read(site, start, stop)), _bits(values[begin:end])
+            if stop - start == end - begin:
+                np.copyto(filled, read)
+            else:
+                np.take(read, rows[begin:end] - start, 0, out=filled, mode="clip")
+
+
+def _bits(values: Tensor) -> np.ndarray:
+    """For NumPy, which knows no bfloat16; it copies by one thread, where torch's would compete with the step's."""
+    return values.view(torch.uint8).numpy()
+
+
+def _ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same, the next one being made by a thread while one is used."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
+
+
+def _compact(rows: np.ndarray, taken: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows at the places `taken`, in ascending order, and the places there that give them as taken."""
+    held = np.zeros(len(rows), bool)
+    held[taken] = True
+    return rows[held], (np.cumsum(held) - 1)[taken]
