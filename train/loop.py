@@ -1,45 +1,46 @@
-"""Train a dictionary from a store, through Accelerate, from wherever the last run stopped."""
+"""Train dictionaries from a store, in one pass over it, through Accelerate, from wherever the last run stopped."""
 
-import json
-import math
+import contextlib
 import pathlib
 import resource
-import shutil
+import signal
+import sys
+import threading
 import time
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import accelerate
 import torch
 
 from harvest.errors import UserError
-from harvest.files import make_folder, write_json
 from harvest.progress import progress
 from harvest.store import Store
-from train.anchors import load_anchors
-from train.batches import Batches
-from train.checkpoint import Checkpoints
-from train.config import DictionarySpec, training_rows
-from train.files import save, versions
+from train.batches import MEMORY, Batches
+from train.config import training_rows
 from train.memory import keep_buffers
-from train.trainer import Trainer, learning_rate
+from train.run import Job, Run
 
-LOGGED_STEPS = 200
-"""A run logs about this many lines, however long it is."""
+SHARED = ("batch", "seed", "holdout", "tokens")
+"""What dictionaries of one pass must have in common, so that each sees the rows it would see alone."""
+CHECKPOINT_SHARE = 1 / 20
+"""Checkpoints take no more than this part of the time, however large the dictionaries."""
+TERMINATED = 128 + signal.SIGTERM
 
 
-def train(
-    spec: DictionarySpec,
-    store_path: pathlib.Path,
-    output: pathlib.Path,
-    checkpoints: pathlib.Path,
-    anchors_path: pathlib.Path | None = None,
-    every: float = 60,
-) -> None:
-    """Write `cfg.json`, `sae_weights.safetensors`, `metrics.jsonl` and, last, `training.json` into `output`.
+def train(jobs: Sequence[Job], store_path: pathlib.Path, every: float = 60, memory: int = MEMORY) -> None:
+    """Write `cfg.json`, `sae_weights.safetensors`, `metrics.jsonl` and, last, `training.json` into each job's output.
 
-    A checkpoint is made every `every` seconds under `checkpoints`, which goes when training is done. The same command
-    after a kill continues from the newest one.
+    Each dictionary comes out as if it were trained alone. A checkpoint of each is made every `every` seconds (0: after
+    each step); they go when all are done. The same command after a kill continues from the newest ones. SIGTERM makes
+    a checkpoint and exits with status 143.
+
+    Args:
+        memory: bytes of the store's rows that each process holds at most.
+
+    Raises:
+        UserError: jobs differ in what one pass must share, the store is unfinished, a loss is not finite.
     """
+    _check(jobs)
     store = Store(store_path)
     if not store.finished.all():
         raise UserError(f"store {store_path}: is not finished; run the harvest again to complete it")
@@ -47,103 +48,114 @@ def train(
     # Gradients are kept once, not also in the messages; what else is in the weights is the same everywhere by itself.
     shared = accelerate.DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
     accelerator = accelerate.Accelerator(kwargs_handlers=[shared])
+    spec = jobs[0].spec
     rows = training_rows(store.rows, spec.holdout)
-    if (spec.anchors is None) != (anchors_path is None):
-        raise UserError("--anchors: give the file that `python -m train anchors` made, exactly if the spec has anchors")
-    trainer = Trainer(spec, store, accelerator, None if anchors_path is None else load_anchors(anchors_path))
+    runs = [Run(job, store, accelerator) for job in jobs]
     batches = Batches(
         store,
-        trainer.sites,
+        [site for run in runs for site in run.trainer.sites],
         spec.batch,
         spec.seed,
         rows,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
+        memory,
+        accelerator.device,
+        accelerator.process_index,
+        accelerator.num_processes,
     )
-    if accelerator.is_main_process:
-        make_folder(output)
-        make_folder(checkpoints)
-    accelerator.wait_for_everyone()
-    identity = {"spec": spec.model_dump(), "store": store.fingerprint}
-    saved = Checkpoints(checkpoints, identity)
-    metrics = checkpoints / "metrics.jsonl"
-    if (found := saved.newest()) is not None:
-        tensors, facts = found
-        trainer.restore(facts["step"], tensors)
-        with metrics.open("r+b") as file:
-            file.truncate(facts["metrics_bytes"])
-    elif accelerator.is_main_process:
-        metrics.write_bytes(b"")
-    begun, started_at = time.perf_counter(), trainer.step
-    last = _run(trainer, batches, saved, metrics, every)
-    if accelerator.is_main_process:
-        seconds = time.perf_counter() - begun
-        report = {
-            "spec": spec.model_dump(),
-            "kind": spec.kind,
-            "reads": trainer.reads,
-            "writes": trainer.writes,
-            "widths": {site: store.widths[site] for site in trainer.sites},
-            "store": store.fingerprint,
-            "rows_trained_on": rows,
-            "steps": trainer.steps,
-            "last": last,
-            "seconds": seconds,
-            "tokens_per_second": (trainer.steps - started_at) * spec.batch / seconds,
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "processes": accelerator.num_processes,
-            "device": str(accelerator.device),
-            "versions": versions(),
-        }
-        save(
-            trainer.finished(),
-            output,
-            {key: report[key] for key in ("kind", "reads", "writes", "widths", "store", "spec", "versions")},
+    for run in runs:
+        run.start()
+    first = min(run.trainer.step for run in runs)
+    begun = time.perf_counter()
+    _steps(runs, batches, first, every)
+    seconds = time.perf_counter() - begun
+    for run in runs:
+        run.finish(
+            {
+                "widths": {site: store.widths[site] for site in run.trainer.sites},
+                "store": store.fingerprint,
+                "rows_trained_on": rows,
+                "seconds": seconds,
+                "tokens_per_second": (run.trainer.steps - first) * spec.batch / seconds,
+                "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "processes": accelerator.num_processes,
+                "dictionaries_in_this_pass": len(runs),
+                "device": str(accelerator.device),
+            }
         )
-        shutil.copyfile(metrics, output / "metrics.jsonl")
-        write_json(output / "training.json", report)
-        saved.remove()
+    for run in runs if accelerator.is_main_process else []:
+        run.saved.remove()  # only now that all are whole
     accelerator.wait_for_everyone()
 
 
-def _run(trainer: Trainer, batches: Batches, saved: Checkpoints, metrics: pathlib.Path, every: float) -> dict[str, Any]:
-    """The loop proper; returns the last logged line."""
-    main = trainer.accelerator.is_main_process
-    log_every = max(1, trainer.steps // LOGGED_STEPS)
-    last: dict[str, Any] = {}
-    checkpointed = time.monotonic()
-    rows = trainer.spec.batch
-    with (
-        progress(trainer.steps * rows, "train", done=trainer.step * rows, shown=main) as bar,
-        metrics.open("a") as file,
-    ):
-        for batch in batches.iterate(trainer.step, trainer.steps):
-            logged = trainer.train_on(batch)
-            bar.update(rows)
-            if not math.isfinite(loss := float(logged["loss"])):
+def _check(jobs: Sequence[Job]) -> None:
+    """What is wrong with the jobs, before anything is opened."""
+    for job in jobs:
+        for key in SHARED:
+            ours, theirs = getattr(jobs[0].spec, key), getattr(job.spec, key)
+            if ours != theirs:
                 raise UserError(
-                    f"loss is {loss} at step {trainer.step}, in rows {batch.rows[:8].tolist()} and others; "
-                    "the last good checkpoint is kept: lower learning_rate or look at these rows"
+                    f"{key}: {ours} for {jobs[0].output} and {theirs} for {job.output}: "
+                    "dictionaries that are trained in one pass must have the same"
                 )
-            if trainer.step % log_every == 0 or trainer.step == trainer.steps:
-                last = _line(trainer, logged)
-                if main:
-                    file.write(json.dumps(last) + "\n")
-                bar.set_postfix(loss=f"{last['loss']:.4f}", l0=f"{last['l0']:.1f}", refresh=False)
-            if main and time.monotonic() - checkpointed > every and trainer.step < trainer.steps:
-                file.flush()
-                facts = {"step": trainer.step, "metrics_bytes": metrics.stat().st_size}
-                saved.save(trainer.step, trainer.state(), facts)
-                checkpointed = time.monotonic()
-    return last
+    for what in ("output", "checkpoints"):
+        folders = [getattr(job, what) for job in jobs]
+        if again := {folder for folder in folders if folders.count(folder) > 1}:
+            raise UserError(f"--{what}: {again.pop()} is given twice; each dictionary needs its own")
 
 
-def _line(trainer: Trainer, logged: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """One line of `metrics.jsonl`. Only facts that a rerun repeats: no clock."""
-    return {
-        "step": trainer.step,
-        "tokens": trainer.step * trainer.spec.batch,
-        **{name: float(value) for name, value in logged.items()},
-        "idle_share": float((trainer.idle_F > 0).float().mean()),
-        "learning_rate": learning_rate(trainer.step - 1, trainer.steps, trainer.spec.peak_learning_rate),
-    }
+def _steps(runs: Sequence[Run], batches: Batches, first: int, every: float) -> None:
+    """The loop proper. A run whose checkpoint is ahead of the others' waits for them."""
+    accelerator, steps = runs[0].accelerator, runs[0].trainer.steps
+    checkpoint_at = time.monotonic() + every
+    with (
+        _termination() as terminated,
+        progress(steps * batches.batch, "train", done=first * batches.batch, shown=accelerator.is_main_process) as bar,
+    ):
+        for step, batch in enumerate(batches.iterate(first, steps), first):
+            behind = [run for run in runs if run.trainer.step == step]
+            lines = [run.train_on(batch) for run in behind]
+            if step + 1 == steps:
+                bar.update(batches.batch)
+                break
+            due = accelerator.is_main_process and time.monotonic() >= checkpoint_at
+            stop, due = _agreed(accelerator, terminated.is_set(), due)
+            if stop or due:
+                started = time.monotonic()
+                for run in behind:
+                    run.checkpoint()
+                now = time.monotonic()
+                checkpoint_at = now + (max(every, (now - started) / CHECKPOINT_SHARE) if every else 0)
+            if stop:
+                bar.disable = True
+                _leave(accelerator, step + 1)
+            with contextlib.suppress(BrokenPipeError):  # whoever reads the log may be gone before SIGTERM comes
+                if lines and lines[0]:
+                    bar.set_postfix(loss=f"{lines[0]['loss']:.4f}", l0=f"{lines[0]['l0']:.1f}", refresh=False)
+                bar.update(batches.batch)
+
+
+def _agreed(accelerator: accelerate.Accelerator, *flags: bool) -> list[bool]:
+    """Flags that are set in any process are set in all."""
+    if accelerator.num_processes == 1:
+        return list(flags)
+    votes = accelerator.reduce(torch.tensor(flags, dtype=torch.float32, device=accelerator.device), "sum")
+    return [vote > 0 for vote in votes.tolist()]
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[threading.Event]:
+    """Set by SIGTERM, which a cluster sends before it takes the machine away."""
+    asked = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(accelerator: accelerate.Accelerator, step: int) -> None:
+    if accelerator.is_main_process:
+        with contextlib.suppress(BrokenPipeError):
+            print(f"\nstopped by SIGTERM: checkpoint at step {step}; the same command continues", file=sys.stderr)
+    accelerator.wait_for_everyone()
+    raise SystemExit(TERMINATED)

@@ -26,6 +26,7 @@ from tests.analyze.test_report import Page
 from train.anchors import make_anchors
 from train.config import DictionarySpec
 from train.loop import train
+from train.run import Job
 
 HOSTILE = "<img src=x onerror=alert(1)>&\"'%23"
 FREE = {"latents": 24, "tokens": 2000, "batch": 250, "reads": ["p"], "sparsity": {"topk": {"l0": 2}}}
@@ -58,7 +59,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         if wanted.anchors is not None:
             anchors = folder / f"{name}.safetensors"
             make_anchors(wanted, Store(path), anchors)
-        train(wanted, path, trained, folder / "checkpoints", anchors)
+        train([Job(wanted, trained, folder / "checkpoints", anchors)], path)
         measure(trained, path, measured)
         measure_recovery(trained, path, anchors, measured)
         rows.append(recovery_row(name, trained, measured))

@@ -12,6 +12,7 @@ from harvest.errors import UserError
 from tests.texts import Texts, make_store
 from train.config import DictionarySpec
 from train.loop import train
+from train.run import Job
 
 HOSTILE = [
     b"<script>alert(1)</script>",
@@ -70,10 +71,15 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     source = Texts(documents, ["</script><script>alert(2)</script>", "<b>bold</b>"] * 8)
     store = make_store(source, folder / "harvest" / "hostile")
     common = {"latents": 8, "sparsity": {"topk": {"l0": 2}}, "tokens": 640, "batch": 32, "holdout": 0.1}
-    for name, sites in (("sae", {"reads": ["in"]}), ("transcoder", {"reads": ["in"], "writes": ["out"]})):
-        train(
-            DictionarySpec.model_validate(common | sites), store.path, folder / "train" / name, folder / "checkpoints"
-        )
+    kinds = {"sae": {"reads": ["in"]}, "transcoder": {"reads": ["in"], "writes": ["out"]}}
+    train(
+        [
+            Job(DictionarySpec.model_validate(common | sites), folder / "train" / name, folder / "checkpoints" / name)
+            for name, sites in kinds.items()
+        ],
+        store.path,
+    )
+    for name in kinds:
         measure(folder / "train" / name, store.path, folder / "analyze" / name)
     build_report(folder, folder / "report")
     return folder

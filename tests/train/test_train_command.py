@@ -12,7 +12,8 @@ from harvest.store import Store
 from tests.synthetic import Synthetic, synthetic_store
 from tests.training import run, spec_of
 
-GOOD = "reads: [x], latents: 64, sparsity: {topk: {l0: 3}}, tokens: 256, batch: 128"
+GOOD_KEYS = ["reads: [x]", "latents: 64", "sparsity: {topk: {l0: 3}}", "tokens: 256", "batch: 128"]
+GOOD = ", ".join(GOOD_KEYS)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,41 @@ def test_a_bad_path_is_one_line(store: Store, tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "file").write_text("")
     arguments = [good, "--store", str(store.path), "--output", str(tmp_path / "file" / "below")]
     refused(tmp_path, capsys, arguments, [str(tmp_path / "file" / "below"), "cannot be written"])
+
+
+@pytest.mark.parametrize(
+    ("second", "options", "says"),
+    [
+        ("batch: 64", [], ["batch: 128 for ", "/0 and 64 for ", "/1: dictionaries that are trained in one pass"]),
+        ("seed: 3", [], ["seed: 0 for ", " and 3 for "]),
+        ("holdout: 0.5", [], ["holdout: 0.05 for ", " and 0.5 for "]),
+        ("tokens: 512", [], ["tokens: 256 for ", " and 512 for "]),
+        ("skip: false", ["--output", "2"], ["--output: 3 given for 2 dictionaries; give one for each, in their order"]),
+        ("skip: false", ["--anchors", "a"], ["--anchors: 1 given for 0 dictionaries with anchors"]),
+        ("anchors: {source: clusters, count: 1}", [], ["--anchors: 0 given for 1 dictionaries with anchors"]),
+        ("skip: false", ["--memory", "0"], ["--memory: 0 MiB is too little for batches of 128 rows", "at least 1"]),
+    ],
+)
+def test_bad_passes_are_one_line(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], second: str, options: list[str], says: list[str]
+) -> None:
+    other = ", ".join({key.split(":")[0]: key for key in [*GOOD_KEYS, second]}.values())
+    arguments = ["{" + GOOD + "}", "{" + other + "}", "--store", str(store.path), "--checkpoints", str(tmp_path / "c")]
+    arguments += ["--output", str(tmp_path / "0"), "--output", str(tmp_path / "1"), *options]
+    refused(tmp_path, capsys, arguments, says)
+
+
+def test_folders_of_their_own(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    same = ["--output", str(tmp_path / "0")]
+    arguments = ["{" + GOOD + "}"] * 2 + [
+        "--store",
+        str(store.path),
+        "--checkpoints",
+        str(tmp_path / "c"),
+        *same,
+        *same,
+    ]
+    refused(tmp_path, capsys, arguments, ["--output: ", "is given twice; each dictionary needs its own"])
 
 
 def refused(folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: list[str]) -> None:
