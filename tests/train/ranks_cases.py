@@ -8,6 +8,7 @@ are grouped, and a curve that has taken the other way is another curve.
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ import torch
 
 import train.trainer
 from harvest.store import Store
-from tests.training import spec_of, watch_steps
+from tests.training import job_of, spec_of, watch_steps
 from train.anchors import make_anchors
 from train.batches import Batch
-from train.loop import train as train_one
+from train.loop import train as train_jobs
 from train.scaling import Scaling
 from train.sparsity import SPARSITIES
 from train.trainer import Trainer
@@ -65,7 +66,7 @@ def train_case(name: str, store: Store, folder: Path, **changes: Any) -> None:
     with pytest.MonkeyPatch.context() as patched:
         watch_steps(patched, note)
         torch.set_default_dtype(torch.float64)
-        train_one(spec, store.path, folder / "output", folder / "checkpoints", anchors)
+        train_jobs([replace(job_of(spec, folder), anchors=anchors)], store.path)
         torch.set_default_dtype(torch.float32)
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     (folder / f"idle.{rank}.json").write_text(json.dumps(idle))
