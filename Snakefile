@@ -156,6 +156,21 @@ def anchors_of(wildcards):
     )
 
 
+train_command = (
+    "python -m train run {params.specs:q} --store {params.store} {params.places:q} --memory {resources.rows_mib}"
+    " 2>&1 | tee {log}"
+)
+
+
+def places_of(dictionaries, anchors):
+    """The options that say where dictionaries go, and where their anchors are."""
+    for name in dictionaries:
+        yield from ("--output", results / "train" / name)
+        yield from ("--checkpoints", results / "checkpoints" / name)
+    for file in anchors:
+        yield from ("--anchors", file)
+
+
 # Checkpoints are no output either: a rerun continues from them.
 rule train:
     input:
@@ -168,19 +183,52 @@ rule train:
         results / "train/{dictionary}/training.json",
     log:
         results / "logs/train-{dictionary}.log",
+    wildcard_constraints:
+        dictionary=any_of(experiment.trained_alone),
     threads: workflow.cores
+    resources:
+        rows_mib=2048,
     params:
-        spec=rules.anchors.params.spec,
+        specs=rules.anchors.params.spec,
         store=store_of,
-        anchors=lambda wildcards, input: (
-            ["--anchors", *input.anchors] if input.anchors else []
+        places=lambda wildcards, input: list(
+            places_of([wildcards.dictionary], input.anchors)
         ),
-        folder=lambda wildcards: results / "train" / wildcards.dictionary,
-        checkpoints=lambda wildcards: results / "checkpoints" / wildcards.dictionary,
     shell:
-        "python -m train run {params.spec:q} --store {params.store} --output {params.folder}"
-        " --checkpoints {params.checkpoints} {params.anchors:q}"
-        " 2>&1 | tee {log}"
+        train_command
+
+
+for name, dictionaries in experiment.passes.items():
+
+    rule:
+        name:
+            f"train_together_{name}"
+        input:
+            expand(
+                rules.harvest.output,
+                harvest=experiment.dictionaries[dictionaries[0]].harvest,
+            ),
+            anchors=expand(
+                rules.anchors.output,
+                dictionary=[d for d in dictionaries if d in experiment.anchored],
+            ),
+        output:
+            expand(rules.train.output, dictionary=dictionaries),
+        log:
+            results / f"logs/train-together-{name}.log",
+        threads: workflow.cores
+        resources:
+            rows_mib=2048,
+        params:
+            specs=[experiment.dictionary_text(d) for d in dictionaries],
+            store=lambda wildcards, input: pathlib.Path(input[0]).with_name(
+                "activations.zarr"
+            ),
+            places=lambda wildcards, input, dictionaries=dictionaries: list(
+                places_of(dictionaries, input.anchors)
+            ),
+        shell:
+            train_command
 
 
 rule measure:
@@ -195,7 +243,7 @@ rule measure:
         results / "logs/measure-{dictionary}.log",
     threads: workflow.cores
     params:
-        dictionary=rules.train.params.folder,
+        dictionary=lambda wildcards: results / "train" / wildcards.dictionary,
         store=store_of,
         folder=lambda wildcards: results / "analyze" / wildcards.dictionary,
     shell:
@@ -217,9 +265,11 @@ rule recovery:
         dictionary=any_of(experiment.with_truth),
     threads: workflow.cores
     params:
-        dictionary=rules.train.params.folder,
+        dictionary=lambda wildcards: results / "train" / wildcards.dictionary,
         store=store_of,
-        anchors=rules.train.params.anchors,
+        anchors=lambda wildcards, input: (
+            ["--anchors", *input.anchors] if input.anchors else []
+        ),
         folder=rules.measure.params.folder,
     shell:
         "python -m analyze recovery {params.dictionary} --store {params.store} --output {params.folder} {params.anchors:q}"

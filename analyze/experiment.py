@@ -12,7 +12,7 @@ from analyze.variations import spread_variations
 from harvest.bench.config import BenchSpec
 from harvest.config import CorpusSpec, HarvestSpec, ModelSpec, Name, Spec, check_spec
 from harvest.errors import UserError
-from train.config import DictionarySpec
+from train.config import SAME_IN_A_PASS, DictionarySpec
 
 
 class ModelHarvest(HarvestSpec):
@@ -38,6 +38,8 @@ class Dictionary(DictionarySpec):
     """A dictionary of one of the experiment's harvests."""
 
     harvest: Name
+    together: Name | None = None
+    """Dictionaries that say the same name here are trained in one pass over their store, each as if alone."""
 
 
 class Experiment(Spec):
@@ -58,6 +60,32 @@ class Experiment(Spec):
         for name, dictionary in self.dictionaries.items():
             _known(f"dictionaries.{name}.harvest", dictionary.harvest, self.harvests)
         return self
+
+    @pydantic.model_validator(mode="after")
+    def _passes_share_what_they_must(self) -> "Experiment":
+        for first, *others in self.passes.values():
+            for name in others:
+                for key in ("harvest", *SAME_IN_A_PASS):
+                    ours, theirs = (getattr(self.dictionaries[n], key) for n in (first, name))
+                    if ours != theirs:
+                        raise ValueError(
+                            f"dictionaries.{name}.{key}: {theirs}: trained together with {first}, which has {ours}; "
+                            "give both the same, or no together"
+                        )
+        return self
+
+    @property
+    def passes(self) -> dict[str, list[str]]:
+        """Dictionaries that are trained together, by the name that they share."""
+        found: dict[str, list[str]] = {}
+        for name, spec in self.dictionaries.items():
+            if spec.together is not None:
+                found.setdefault(spec.together, []).append(name)
+        return found
+
+    @property
+    def trained_alone(self) -> list[str]:
+        return [name for name, spec in self.dictionaries.items() if spec.together is None]
 
     @property
     def model_harvests(self) -> dict[str, ModelHarvest]:
@@ -98,7 +126,7 @@ class Experiment(Spec):
         return [name for name, spec in self.dictionaries.items() if spec.harvest in self.bench_harvests]
 
     def dictionary_text(self, dictionary: str) -> str:
-        return _text(self.dictionaries[dictionary], exclude={"harvest"})
+        return _text(self.dictionaries[dictionary], exclude={"harvest", "together"})
 
 
 def load_experiment(config: dict[str, Any], config_file: str) -> Experiment:

@@ -8,6 +8,9 @@ from pydantic import Field
 from harvest.config import Count, Spec
 from harvest.errors import UserError
 
+SAME_IN_A_PASS = ("batch", "seed", "holdout", "tokens")
+"""What dictionaries that are trained in one pass must have in common, so that each sees the rows it would see alone."""
+
 
 class SparsitySpec(Spec):
     """How latents are kept few. Every method has one knob, the l0 it should reach."""

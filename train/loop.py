@@ -16,12 +16,10 @@ from harvest.errors import UserError
 from harvest.progress import progress
 from harvest.store import Store
 from train.batches import MEMORY, Batches
-from train.config import training_rows
+from train.config import SAME_IN_A_PASS, training_rows
 from train.memory import keep_buffers
 from train.run import Job, Run
 
-SHARED = ("batch", "seed", "holdout", "tokens")
-"""What dictionaries of one pass must have in common, so that each sees the rows it would see alone."""
 CHECKPOINT_SHARE = 1 / 20
 """Checkpoints take no more than this part of the time, however large the dictionaries."""
 TERMINATED = 128 + signal.SIGTERM
@@ -90,7 +88,7 @@ def train(jobs: Sequence[Job], store_path: pathlib.Path, every: float = 60, memo
 def _check(jobs: Sequence[Job]) -> None:
     """What is wrong with the jobs, before anything is opened."""
     for job in jobs:
-        for key in SHARED:
+        for key in SAME_IN_A_PASS:
             ours, theirs = getattr(jobs[0].spec, key), getattr(job.spec, key)
             if ours != theirs:
                 raise UserError(
