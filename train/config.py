@@ -1,6 +1,6 @@
 """What a user may write about a dictionary. Imports nothing heavy: the Snakefile reads it."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
@@ -8,7 +8,7 @@ from pydantic import Field
 from harvest.config import Count, Spec
 from harvest.errors import UserError
 
-SAME_IN_A_PASS = ("batch", "seed", "holdout", "tokens")
+SAME_IN_A_PASS = ("batch", "seed", "holdout", "tokens", "split")
 """What dictionaries that are trained in one pass must have in common, so that each sees the rows it would see alone."""
 
 
@@ -78,6 +78,10 @@ class DictionarySpec(Spec):
     """Peak learning rate of Adam; 2e-4 / sqrt(latents / 2^14) unless given (Gao et al. 2024)."""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the store, its last rows, that training never sees; measurements are given there too."""
+    split: Literal["rows", "latents"] = "rows"
+    """What several processes share out: the rows of a batch (each process has the whole dictionary, gradients are
+    averaged), or the latents (each has all rows, and 1/n of the latents with their moments), for a dictionary that is
+    larger than one device. The result is the same."""
     seed: int = 0
     anchors: AnchorSpec | None = None
     matryoshka: MatryoshkaSpec | None = None

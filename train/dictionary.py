@@ -6,7 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from train.kernels import Pattern, SparsePattern
+from train.ranks import Ranks
 from train.sparsity import Sparsity
+
+PIECE = 1024
+"""Latents that are drawn at a time."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Dictionary(nn.Module):
 
     `b_dec` is taken off the input only where a dictionary writes what it reads (`centered`). Reading or writing several
     sites means their concatenation, in the order given. Weights have a row a latent: W_enc `(F, P)`, W_dec `(F, R)`.
+
+    Where processes split the latents (`ranks`), each has F of them; what it takes and gives is of the whole dictionary.
     """
 
     def __init__(self, read: int, written: int, sparsity: Sparsity, centered: bool, skip: bool = False) -> None:
@@ -45,19 +51,33 @@ class Dictionary(nn.Module):
         self.centered = centered
 
     @property
+    def ranks(self) -> Ranks:
+        return self.sparsity.ranks
+
+    @property
     def latents(self) -> int:
         return len(self.W_dec)
 
     @torch.no_grad()
     def start(self, generator: torch.Generator) -> None:
         """Unit decoder rows in random directions; the encoder tied to them where it reads what is written."""
-        self.W_dec.copy_(torch.randn(self.W_dec.shape, generator=generator))
+        self._draw(self.W_dec, generator)
         self.normalize_decoder()
         if self.centered:
             self.W_enc.copy_(self.W_dec)
         else:
-            self.W_enc.copy_(torch.randn(self.W_enc.shape, generator=generator))
+            self._draw(self.W_enc, generator)
             self.W_enc.div_(self.W_enc.norm(dim=1, keepdim=True))
+
+    def _draw(self, W_FD: Tensor, generator: torch.Generator) -> None:
+        """Normal numbers, the same ones for a latent whichever process has it; memory for a few at a time."""
+        own = range(self.latents * self.ranks.latent_share, self.latents * (self.ranks.latent_share + 1))
+        for first in range(0, self.latents * self.ranks.latent_shares, PIECE):
+            last = min(first + PIECE, self.latents * self.ranks.latent_shares)
+            drawn = torch.randn(last - first, W_FD.shape[1], generator=generator)
+            mine = range(max(first, own.start), min(last, own.stop))
+            if mine:
+                W_FD[mine.start - own.start : mine.stop - own.start] = drawn[mine.start - first : mine.stop - first]
 
     @torch.no_grad()
     def normalize_decoder(self) -> None:
@@ -65,7 +85,7 @@ class Dictionary(nn.Module):
 
     def encode(self, x_BP: Tensor, rounded: bool = False) -> Codes:
         """Latents of a batch. `rounded`: look for the active ones in bfloat16; their values are exact all the same."""
-        x_BP = x_BP - self.b_dec if self.centered else x_BP
+        x_BP = self.centre(x_BP)
         with torch.no_grad():
             z_BF = self.preactivations(x_BP, rounded)
             pattern = self.sparsity.select(z_BF)
@@ -75,6 +95,10 @@ class Dictionary(nn.Module):
             z_N = torch.where(pattern.fires_N, z_N, pattern.take(z_BF).to(z_N.dtype))
         return Codes(pattern, z_N, self.sparsity.activate(z_N, bias_N, pattern))
 
+    def centre(self, x_BP: Tensor) -> Tensor:
+        """The input as the encoder takes it."""
+        return self.ranks.to_latents(x_BP - self.b_dec) if self.centered else x_BP
+
     def preactivations(self, x_BP: Tensor, rounded: bool = False) -> Tensor:
         """`W_enc x + b_enc`, `(B, F)`, of an input that is already centred."""
         if rounded:
@@ -83,7 +107,7 @@ class Dictionary(nn.Module):
 
     def decode(self, codes: Codes, x_BP: Tensor) -> Tensor:
         """The reconstruction `(B, R)`; the input is needed for a skip connection only."""
-        return codes.pattern.product(codes.values_N, self.W_dec) + self.beside_latents(x_BP)
+        return self.ranks.over_latents(codes.pattern.product(codes.values_N, self.W_dec)) + self.beside_latents(x_BP)
 
     def beside_latents(self, x_BP: Tensor) -> Tensor:
         """What the reconstruction has beside the latents: the bias, and the skip connection if there is one."""

@@ -17,6 +17,7 @@ from harvest.errors import UserError
 from harvest.files import read_json, write_json
 from train.dictionary import Dictionary
 from train.equivalents import count_in_decoder_norms, uncentered, ungated
+from train.shards import save_shards
 from train.sparsity import SPARSITIES, Sparsity
 from train.sparsity.gated import Gated
 
@@ -43,15 +44,17 @@ def save(dictionary: Dictionary, folder: pathlib.Path, metadata: dict[str, Any])
     transcoder, a TopK transcoder that writes as many numbers as it reads as a TopK that leaves its input uncentred.
     SAELens has nothing that equals a TopK with a skip connection, or one of other widths: these are named
     `topk_skip_transcoder` and `topk_transcoder`, which only `load` reads, and `cfg.json` says so.
+
+    Where processes split the latents, all must call this; the first one writes the directory.
     """
-    sparsity = dictionary.sparsity
+    sparsity, ranks = dictionary.sparsity, dictionary.ranks
     method = next(name for name, kind in SPARSITIES.items() if type(sparsity) is kind)
     scalars = {name: float(value) for name, value in sparsity.named_buffers() if value.ndim == 0}
     dictionary, architecture = _in_form(dictionary)
     cfg: dict[str, Any] = {
         "architecture": architecture,
         "d_in": dictionary.W_enc.shape[1],
-        "d_sae": dictionary.latents,
+        "d_sae": dictionary.latents * ranks.latent_shares,
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": dictionary.centered,
@@ -68,11 +71,21 @@ def save(dictionary: Dictionary, folder: pathlib.Path, metadata: dict[str, Any])
         cfg["d_out"] = dictionary.W_dec.shape[1]
         if architecture not in SAELENS_TRANSCODERS:
             cfg["metadata"]["limitation"] = f"SAELens has no {architecture}; load this with train.files.load"
-    tensors = {name: t.detach().float().cpu().contiguous() for name, t in _tensors(dictionary).items()}
+    tensors = {name: tensor.detach() for name, tensor in _tensors(dictionary).items()}
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        save_file(tensors, folder / "sae_weights.safetensors")
-        write_json(folder / "cfg.json", cfg)
+        if ranks.latent_shares > 1:
+            split = {"W_enc": 1, "b_dec": None, "W_skip": None}
+            save_shards(
+                {name: (part, split.get(name, 0)) for name, part in tensors.items()},
+                folder / "sae_weights.safetensors",
+                ranks,
+            )
+        else:
+            whole = {name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(whole, folder / "sae_weights.safetensors")
+        if ranks.latent_share == 0:
+            write_json(folder / "cfg.json", cfg)
     except (OSError, SafetensorError) as error:
         raise UserError(f"dictionary {folder}: cannot be written ({error})") from None
 

@@ -49,6 +49,7 @@ def train(jobs: Sequence[Job], store_path: pathlib.Path, every: float = 60, memo
     spec = jobs[0].spec
     rows = training_rows(store.rows, spec.holdout)
     runs = [Run(job, store, accelerator) for job in jobs]
+    ranks = runs[0].trainer.ranks
     batches = Batches(
         store,
         [site for run in runs for site in run.trainer.sites],
@@ -57,8 +58,8 @@ def train(jobs: Sequence[Job], store_path: pathlib.Path, every: float = 60, memo
         rows,
         memory,
         accelerator.device,
-        accelerator.process_index,
-        accelerator.num_processes,
+        ranks.row_share,
+        ranks.row_shares,
     )
     for run in runs:
         run.start()

@@ -15,7 +15,7 @@ from train.sparsity.topk import candidates, keep_largest
 
 @dataclass(frozen=True)
 class Targets:
-    """Anchor directions, in the units that training sees: read `(k, P)` and written `(k, R)`, unit rows."""
+    """Anchor directions of the first k latents, in the units that training sees: `(k, P)` and `(k, R)`, unit rows."""
 
     read_KP: Tensor
     written_KR: Tensor
@@ -65,25 +65,26 @@ class Objective(nn.Module):
     ) -> tuple[dict[str, Tensor], Codes, Tensor]:
         """Every term by name (the penalty before its weight), the latents, and the error of the reconstruction."""
         dictionary, spec = self.dictionary, self.spec
+        over_latents = dictionary.ranks.over_latents
         codes = dictionary.encode(x_BP, rounded)
         rest_BR = dictionary.beside_latents(x_BP) - y_BR
         if spec.matryoshka is None:
-            errors = [codes.pattern.product(codes.values_N, dictionary.W_dec) + rest_BR]
+            errors = [over_latents(codes.pattern.product(codes.values_N, dictionary.W_dec)) + rest_BR]
         else:
             errors = [part + rest_BR for part in nested_reconstructions(dictionary, codes, spec.matryoshka, spec.l0)]
         terms = {"reconstruction": torch.stack([mean_square(error) for error in errors]).mean()}
         norms_F = decoder_norms(dictionary, self.widths)
         penalty = dictionary.sparsity.penalty(codes.z_N, codes.values_N, codes.pattern, norms_F)
         if penalty is not None:
-            terms["penalty"] = penalty
+            terms["penalty"] = over_latents(penalty)
         if (open_N := dictionary.sparsity.gate(codes.z_N)) is not None:
-            gated_BR = codes.pattern.product(open_N, dictionary.W_dec.detach()) + dictionary.b_dec.detach()
-            terms["gate"] = mean_square(gated_BR - y_BR)
+            gated_BR = over_latents(codes.pattern.product(open_N, dictionary.W_dec.detach()))
+            terms["gate"] = mean_square(gated_BR + dictionary.b_dec.detach() - y_BR)
         if dead_F is not None and spec.auxk is not None:
             missed = dead_latent_loss(dictionary, x_BP, errors[-1].detach(), dead_F, rounded)
             terms["auxk"] = spec.auxk.weight * missed
         if self.anchors is not None and spec.anchors is not None:
-            terms["anchors"] = spec.anchors.weight * anchor_loss(dictionary, self.anchors)
+            terms["anchors"] = spec.anchors.weight * over_latents(anchor_loss(dictionary, self.anchors))
         return terms, codes, errors[-1]
 
 
@@ -112,26 +113,28 @@ def dead_latent_loss(dictionary: Dictionary, x_BP: Tensor, error_BR: Tensor, dea
     processes' rows, scaled by `min(dead / (R/2), 1)` so that a few dead latents are not forced to explain everything;
     not finite counts as 0. The mean over processes is the loss of the whole batch.
     """
+    ranks = dictionary.ranks
     dead = dead_F.nonzero()[:, 0]
+    count = int(ranks.over_latents(dead_F.sum()))
     most = max(1, error_BR.shape[1] // 2)
-    k = min(most, len(dead))
-    x_BP = x_BP - dictionary.b_dec if dictionary.centered else x_BP
+    k = min(most, count)
+    x_BP = dictionary.centre(x_BP)
     with torch.no_grad():
-        found = candidates(dictionary.preactivations(x_BP, rounded)[:, dead], k)
+        found = candidates(dictionary.preactivations(x_BP, rounded)[:, dead], k, ranks)
     pattern = SparsePattern(found.offsets_B1, dead[found.latents_N], dictionary.latents)
     z_N = pattern.sampled(x_BP, dictionary.W_enc) + pattern.pick(dictionary.b_enc)
-    values_N = keep_largest(torch.relu(z_N), pattern, k)
+    values_N = keep_largest(torch.relu(z_N), pattern, k, ranks)
     residual_BR = -error_BR
-    missed = (pattern.product(values_N, dictionary.W_dec) - residual_BR).square().sum()
-    ranks = dictionary.sparsity.ranks
-    missed = missed * (ranks.row_shares * min(len(dead) / most, 1.0))
+    missed = (ranks.over_latents(pattern.product(values_N, dictionary.W_dec)) - residual_BR).square().sum()
+    missed = missed * (ranks.row_shares * min(count / most, 1.0))
     return (missed / spread(residual_BR, ranks)).nan_to_num(0.0, 0.0, 0.0)
 
 
 def spread(x_BD: Tensor, ranks: Ranks) -> Tensor:
     """`Σ_b ‖x_b − x̄‖²` over all processes' rows, from each one's own mean and spread (Chan et al. 1979)."""
     mean_D = x_BD.mean(0)
-    each_WD = ranks.stack(torch.cat([mean_D, (x_BD - mean_D).square().sum()[None]]))
+    own_D = torch.cat([mean_D, (x_BD - mean_D).square().sum()[None]])
+    each_WD = ranks.stack(own_D) if ranks.row_shares > 1 else own_D[None]
     means_WD, within_W = each_WD[:, :-1], each_WD[:, -1]
     return within_W.sum() + len(x_BD) * (means_WD - means_WD.mean(0)).square().sum()
 

@@ -51,7 +51,7 @@ class Run:
             "store": store.fingerprint,
             "anchors": None if job.anchors is None else hashlib.sha256(job.anchors.read_bytes()).hexdigest(),
         }
-        self.saved = Checkpoints(job.checkpoints, identity)
+        self.saved = Checkpoints(job.checkpoints, identity, self.trainer.ranks)
         self.metrics = job.checkpoints / "metrics.jsonl"
         self.log_every = max(1, self.trainer.steps // LOGGED_STEPS)
         self.last: dict[str, Any] = {}
@@ -81,7 +81,7 @@ class Run:
                 "step": trainer.step,
                 "tokens": trainer.step * self.job.spec.batch,
                 **{name: float(value) for name, value in logged.items()},
-                "idle_share": float((trainer.idle_F > 0).float().mean()),
+                "idle_share": float(trainer.idle_share()),
                 "learning_rate": learning_rate(trainer.step - 1, trainer.steps, self.job.spec.peak_learning_rate),
             }
             if self.main:
@@ -90,8 +90,8 @@ class Run:
 
     def _stop_at(self, loss: float, batch: Batch) -> None:
         """All processes come here together: the loss is the mean of theirs."""
-        rows = self.accelerator.gather(torch.from_numpy(batch.rows).to(self.accelerator.device))
-        rows = rows.view(self.accelerator.num_processes, -1).T.flatten().tolist()  # as one process has them
+        ranks, own = self.trainer.ranks, torch.from_numpy(batch.rows).to(self.accelerator.device)
+        rows = (ranks.stack(own).T if ranks.row_shares > 1 else own).flatten().tolist()  # as one process has them
         if not self.main:
             raise SystemExit(2)
         step, listed = self.trainer.step, self.job.checkpoints / "not-finite.json"
@@ -111,9 +111,9 @@ class Run:
             ) from None
 
     def checkpoint(self) -> None:
-        """Called by all processes at the same step; one writes."""
+        """Called by all processes at the same step; one writes, or each its latents."""
         tensors = self.trainer.state()
-        if self.main:
+        if self.main or self.trainer.ranks.latent_shares > 1:
             with self.metrics.open("rb") as file:
                 os.fsync(file.fileno())
             self.saved.save(
@@ -136,13 +136,11 @@ class Run:
             **facts,
         }
         dictionary = trainer.finished()
+        if self.main or trainer.ranks.latent_shares > 1:
+            about = ("kind", "reads", "writes", "widths", "store", "spec", "versions")
+            save(dictionary, output, {key: report[key] for key in about})
         if not self.main:
             return
-        save(
-            dictionary,
-            output,
-            {key: report[key] for key in ("kind", "reads", "writes", "widths", "store", "spec", "versions")},
-        )
         try:
             shutil.copyfile(self.metrics, output / "metrics.jsonl")
             write_json(output / "training.json", report)

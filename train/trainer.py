@@ -6,6 +6,7 @@ import accelerate
 import torch
 from torch import Tensor
 
+from harvest.errors import UserError
 from harvest.store import Store
 from train.anchors import Anchors
 from train.batches import Batch
@@ -29,14 +30,19 @@ class Trainer:
         self.reads = [store.site(site) for site in spec.reads]
         self.writes = [store.site(site) for site in spec.written]
         device = accelerator.device
-        self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+        self.ranks = Ranks(accelerator.process_index, accelerator.num_processes, spec.split)
+        latents, left = divmod(spec.latents, self.ranks.latent_shares)
+        if left:
+            raise UserError(
+                f"latents: {spec.latents} cannot be split equally over {self.ranks.world} processes; take a multiple"
+            )
         self.rounded = bfloat16_is_fast(device)
         self.read_scaling = Scaling.of(store, self.reads).to(device)
         self.write_scaling = Scaling.of(store, self.writes).to(device)
         self.dictionary = Dictionary(
             len(self.read_scaling.mean),
             len(self.write_scaling.mean),
-            make_sparsity(spec.method, spec.l0, spec.latents, self.ranks),
+            make_sparsity(spec.method, spec.l0, latents, self.ranks),
             centered=self.reads == self.writes,
             skip=spec.skip,
         )
@@ -46,17 +52,21 @@ class Trainer:
         objective = Objective(self.dictionary, spec, [store.widths[site] for site in self.writes], targets)
         # eps far below 1e-8: the gradient of a latent that fires once in 10^5 rows is as small as that.
         optimizer = torch.optim.Adam(self.dictionary.parameters(), lr=spec.peak_learning_rate, eps=1e-12, fused=True)
-        self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+        self.optimizer = accelerator.prepare(optimizer)
+        # Where latents are split, gradients are whole as they are: nothing is to be averaged.
+        self.objective = accelerator.prepare(objective) if self.ranks.latent_shares == 1 else objective
         self.step = 0
-        self.idle_F = torch.zeros(spec.latents, dtype=torch.int64, device=device)
+        self.idle_F = torch.zeros(latents, dtype=torch.int64, device=device)
         self.controller = PenaltyController(spec.l0)
 
     def _targets(self, anchors: Anchors) -> Targets:
-        """Anchors in the units that training sees, of unit length there (eq. 24)."""
+        """Those of this process's latents, in the units that training sees, of unit length there (eq. 24)."""
         device = self.accelerator.device
         read_KP = anchors.read.to(device) * self.read_scaling.scale
         written_KR = anchors.written.to(device) * self.write_scaling.scale
-        return Targets(torch.nn.functional.normalize(read_KP), torch.nn.functional.normalize(written_KR))
+        first = self.dictionary.latents * self.ranks.latent_share
+        own = slice(first, first + self.dictionary.latents)
+        return Targets(torch.nn.functional.normalize(read_KP[own]), torch.nn.functional.normalize(written_KR[own]))
 
     @property
     def sites(self) -> list[str]:
@@ -92,7 +102,7 @@ class Trainer:
         if self.spec.auxk is None:
             return None
         dead_F = self.idle_F >= self.spec.auxk.dead_after
-        return dead_F if bool(dead_F.any()) else None
+        return dead_F if bool(self.ranks.over_latents(dead_F.sum()) > 0) else None
 
     def _count(self, outcome: Outcome) -> dict[str, Tensor]:
         """Over all processes: who fired, mean active latents a row, mean loss terms. One message carries it all."""
@@ -101,16 +111,25 @@ class Trainer:
         if outcome.penalty is not None:
             own["unweighted"] = outcome.penalty
         means = torch.stack(list(own.values())) / world
-        packed = self.ranks.sum(torch.cat([means, outcome.fired_F.to(means.dtype)]))
-        logged = dict(zip(own, packed[: len(own)], strict=True))
-        self.idle_F = torch.where(packed[len(own) :] > 0, 0, self.idle_F + self.spec.batch)
+        if self.ranks.latent_shares > 1:
+            means, fired_F = self.ranks.sum(means), outcome.fired_F
+        else:
+            means, fired_F = self.ranks.sum(torch.cat([means, outcome.fired_F.to(means.dtype)])).tensor_split(
+                [len(own)]
+            )
+        logged = dict(zip(own, means, strict=True))
+        self.idle_F = torch.where(fired_F > 0, 0, self.idle_F + self.spec.batch)
         if (unweighted := logged.pop("unweighted", None)) is not None:
             self.controller.update(float(logged["l0"]), float(unweighted), float(logged["unexplained"]))
             logged["penalty_weight"] = torch.tensor(self.controller.weight())
         return logged
 
+    def idle_share(self) -> Tensor:
+        """Share of the latents that did not fire in the last step's rows."""
+        return self.ranks.over_latents((self.idle_F > 0).float().mean()) / self.ranks.latent_shares
+
     def state(self) -> dict[str, Tensor]:
-        """Everything that later steps depend on, besides the step number."""
+        """Everything that later steps depend on, besides the step number; of the latents, what this process has."""
         tensors = {f"dictionary.{name}": value for name, value in self.dictionary.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
@@ -131,9 +150,12 @@ class Trainer:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
 
     def finished(self) -> Dictionary:
-        """The dictionary in the model's own units. The trainer is of no use afterwards."""
+        """The dictionary in the model's own units. The trainer is of no use afterwards.
+
+        Where latents are split it stays on the device, from where `save` collects the parts.
+        """
         unscale(self.dictionary, self.read_scaling, self.write_scaling)
-        return self.dictionary.cpu()
+        return self.dictionary.cpu() if self.ranks.latent_shares == 1 else self.dictionary
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:

@@ -20,12 +20,14 @@ from harvest.store import Store
 from tests.training import job_of, spec_of, watch_steps
 from train.anchors import make_anchors
 from train.batches import Batch
+from train.config import DictionarySpec
 from train.loop import train as train_jobs
 from train.scaling import Scaling
 from train.sparsity import SPARSITIES
 from train.trainer import Trainer
 
-STEPS = 200
+STEPS = {"rows": 200, "latents": 100}
+"""What processes share out, and for how long."""
 BATCHTOPK = {"sparsity": {"batchtopk": {"l0": 3}}}
 RELU = {"sparsity": {"relu": {"l0": 3}}}
 CASES: dict[str, dict[str, Any]] = {
@@ -54,9 +56,21 @@ def in_float64(patched: pytest.MonkeyPatch) -> None:
     patched.setattr(train.trainer, "bfloat16_is_fast", lambda device: False)
 
 
-def train_case(name: str, store: Store, folder: Path, **changes: Any) -> None:
+def make_case_anchors(store: Store) -> None:
+    make_anchors(spec_of(**CASES["anchors"]), store, store.path.with_name("anchors.safetensors"))
+
+
+def train_all(store: Store, folder: Path) -> None:
+    """Every case, in `folder/<split>/<case>`; what `make_case_anchors` made must be there."""
+    with pytest.MonkeyPatch.context() as patched:
+        in_float64(patched)
+        for split, steps in STEPS.items():
+            for name, changes in CASES.items():
+                train_case(spec_of(**changes, split=split, tokens=128 * steps), store, folder / split / name)
+
+
+def train_case(spec: DictionarySpec, store: Store, folder: Path) -> None:
     """Leaves the run's output, and `idle.<rank>.json`: after each step, for how many rows each latent has not fired."""
-    spec = spec_of(**CASES[name], **changes, tokens=128 * STEPS)
     anchors = None if spec.anchors is None else store.path.with_name("anchors.safetensors")
     idle: list[list[int]] = []
 
@@ -72,16 +86,6 @@ def train_case(name: str, store: Store, folder: Path, **changes: Any) -> None:
     (folder / f"idle.{rank}.json").write_text(json.dumps(idle))
 
 
-def anchors_beside(store: Store) -> None:
-    make_anchors(spec_of(**CASES["anchors"]), store, store.path.with_name("anchors.safetensors"))
-
-
-def main(store: Path, folder: Path) -> None:
-    torch.set_num_threads(1)
-    in_float64(pytest.MonkeyPatch())
-    for name in CASES:
-        train_case(name, Store(store), folder / name)
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    torch.set_num_threads(1)
+    train_all(Store(Path(sys.argv[1])), Path(sys.argv[2]))

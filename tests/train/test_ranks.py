@@ -4,69 +4,135 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import accelerate
+import psutil
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
+from harvest.errors import UserError
+from harvest.files import differences_of
 from harvest.store import Store
-from tests.train.ranks_cases import CASES, STEPS, anchors_beside, in_float64, train_case
-from tests.training import ROOT, command, metrics_of, run, spec_of
+from tests.train.ranks_cases import CASES, STEPS, make_case_anchors, train_all
+from tests.training import ROOT, TWO_PROCESSES, metrics_of, run, spec_of, step_reached
 from train.objective import spread
 from train.ranks import ALONE
+from train.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
 @pytest.fixture(scope="module")
-def together(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two processes have trained every case."""
-    folder = tmp_path_factory.mktemp("together")
-    anchors_beside(store)
-    done = subprocess.run(
-        [sys.executable, *TORCHRUN, "-m", "tests.train.ranks_cases", str(store.path), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def alone(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where this process has trained every case."""
+    folder = tmp_path_factory.mktemp("alone")
+    make_case_anchors(store)
+    train_all(store, folder)
     return folder
 
 
+@pytest.fixture(scope="module")
+def together(store: Store, alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes have."""
+    folder = tmp_path_factory.mktemp("together")
+    torchrun("tests.train.ranks_cases", str(store.path), str(folder))
+    return folder
+
+
+def torchrun(*arguments: str) -> None:
+    process = start_torchrun(*arguments)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors[-3000:]
+
+
+def start_torchrun(*arguments: str) -> subprocess.Popen[str]:
+    """A module in two processes, each with one thread."""
+    return subprocess.Popen(
+        [sys.executable, *TWO_PROCESSES, "-m", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_train_as_one(
-    store: Store, tmp_path: Path, together: Path, monkeypatch: pytest.MonkeyPatch, case: str
-) -> None:
-    """Each of 200 steps: the loss, its terms, l0, the penalty's weight; which latents fired; and what is saved."""
-    in_float64(monkeypatch)
-    train_case(case, store, tmp_path)
-    alone = metrics_of(tmp_path / "output")
-    assert len(alone) == STEPS
+@pytest.mark.parametrize("split", STEPS)
+def test_two_processes_train_as_one(alone: Path, together: Path, split: str, case: str) -> None:
+    """Each step: the loss, its terms, l0, the penalty's weight; which latents fired; and what is saved."""
+    alone, together = alone / split / case, together / split / case
+    curve = metrics_of(alone / "output")
+    assert len(curve) == STEPS[split]
     if "auxk" in case:
-        assert sum("auxk" in line for line in alone) > STEPS / 2, "there were dead latents to speak of"
-    for one, two in zip(alone, metrics_of(together / case / "output"), strict=True):
+        assert sum("auxk" in line for line in curve) > STEPS[split] / 2, "there were dead latents to speak of"
+    for one, two in zip(curve, metrics_of(together / "output"), strict=True):
         assert two == pytest.approx(one, rel=1e-9, abs=1e-12)
-    idle = (tmp_path / "idle.0.json").read_text()
-    for rank in range(2):
-        assert (together / case / f"idle.{rank}.json").read_text() == idle
-    report = json.loads((together / case / "output" / "training.json").read_text())
+    (idle_TF,) = idle_of(alone)
+    for each_TF in idle_of(together):
+        assert torch.equal(each_TF, idle_TF)
+    report = json.loads((together / "output" / "training.json").read_text())
     assert report["processes"] == 2
+    cfgs = (json.loads((folder / "output" / "cfg.json").read_text()) for folder in (together, alone))
+    for _, two, one in differences_of(*cfgs):
+        assert two == pytest.approx(one, rel=1e-9), "a threshold"
+    same_weights(together, alone)
 
 
-def test_the_command_under_torchrun(store: Store, tmp_path: Path) -> None:
-    """In float32, as it is used: the same curve to 1e-4."""
-    spec = spec_of(tokens=128 * STEPS, sparsity={"gated": {"l0": 3}})
+def idle_of(folder: Path) -> list[torch.Tensor]:
+    """After each step and for each latent, the rows since it fired: `(steps, 64)`, from each process that has all."""
+    each = [torch.tensor(json.loads(path.read_text())) for path in sorted(folder.glob("idle.*.json"))]
+    return each if each[0].shape[1] == 64 else [torch.cat(each, 1)]
+
+
+def same_weights(found: Path, expected: Path) -> None:
+    found, expected = (folder / "output" / "sae_weights.safetensors" for folder in (found, expected))
+    weights = load_file(found)
+    for name, tensor in load_file(expected).items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-5, atol=1e-6)
+    save_file(weights, found.with_name("again"))
+    assert found.read_bytes() == found.with_name("again").read_bytes(), "the bytes that safetensors writes"
+
+
+def test_split_latents_killed_and_continued(store: Store, tmp_path: Path) -> None:
+    """`kill -9` of both processes, then the same command: each takes up its own latents. In float32, as it is used."""
+    spec = spec_of(tokens=128 * 200, sparsity={"gated": {"l0": 3}}, split="latents")
     alone = metrics_of(run(spec, store, tmp_path / "alone"))
-    command(spec, store, tmp_path / "two", *TORCHRUN)
-    together = metrics_of(tmp_path / "two" / "output")
-    assert len(alone) == len(together) == STEPS
-    for one, two in zip(alone, together, strict=True):
+    folder = tmp_path / "two"
+    arguments = ["train", "run", spec.model_dump_json(), "--store", str(store.path)]
+    arguments += ["--output", str(folder / "output"), "--checkpoints", str(folder / "checkpoints")]
+    process = start_torchrun(*arguments, "--checkpoint-seconds", "0")
+    while process.poll() is None and step_reached(folder) < 20:
+        time.sleep(0.01)
+    for each in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
+        each.kill()
+    process.communicate()
+    assert 20 <= step_reached(folder) < 200
+    kept = max(folder.glob("checkpoints/step-*[0-9]"))
+    assert sorted(path.name for path in kept.iterdir()) == [
+        "state-1-of-2.safetensors",
+        "state-2-of-2.safetensors",
+        "state.json",
+    ]
+    with pytest.raises(UserError, match="latents split over 2 processes, and there are 1; start 2 to continue"):
+        run(spec, store, folder)
+    torchrun(*arguments)
+    for one, two in zip(alone, metrics_of(folder / "output"), strict=True):
         assert two == pytest.approx(one, rel=1e-4)
+    same_weights(folder, tmp_path / "alone")
+
+
+def test_latents_that_cannot_be_shared_equally(store: Store) -> None:
+    class Three(accelerate.Accelerator):  # type: ignore[misc]
+        num_processes = 3
+
+    with pytest.raises(UserError, match="latents: 64 cannot be split equally over 3 processes; take a multiple"):
+        Trainer(spec_of(split="latents"), store, Three(cpu=True))
 
 
 @given(st.lists(st.floats(-9, 9, width=32), max_size=20), st.integers(1, 25))

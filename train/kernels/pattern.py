@@ -35,9 +35,7 @@ class SparsePattern:
     @staticmethod
     def from_topk(indices_BK: Tensor, latents: int) -> "SparsePattern":
         rows, k = indices_BK.shape
-        return SparsePattern(
-            torch.arange(0, rows * k + 1, k, device=indices_BK.device), indices_BK.reshape(-1), latents
-        )
+        return SparsePattern(k * torch.arange(rows + 1, device=indices_BK.device), indices_BK.reshape(-1), latents)
 
     @staticmethod
     def from_flat(flat_N: Tensor, rows: int, latents: int) -> "SparsePattern":

@@ -30,7 +30,7 @@ class Sparsity(nn.Module, abc.ABC):
     bias_name: str = "b_enc"
     """What SAELens calls the encoder's bias beside this σ."""
     ranks: Ranks = ALONE
-    """The processes that train this σ; what it says of a whole batch it says of all of theirs."""
+    """The processes that train this σ. What is said of a batch or of a row is said of all rows and all latents."""
 
     def __init__(self, l0: float, latents: int) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ class JumpReLU(Sparsity):
         if not self.training:
             return pattern_of(above(z_BF, self.threshold))
         pattern = pattern_of(above(z_BF, (self.threshold - self.bandwidth / 2).clamp_min(0)))
-        if isinstance(pattern, DensePattern) or z_BF.dtype == torch.float32:
+        if isinstance(pattern, DensePattern) or z_BF.dtype != torch.bfloat16:
             return pattern
         return replace(pattern, fires_N=above(pattern.take(z_BF), pattern.pick(self.threshold)))
 
