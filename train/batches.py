@@ -17,8 +17,10 @@ POOL_BYTES = 3 * 2**28
 """What is shuffled together, counted over all sites of the store: two pools and some batches fit in 2 GiB."""
 INDEX_BYTES = 48
 """What a row's numbers and places take beside its values, while they are worked out."""
-CHUNKS_HELD = 3
-"""One as it is copied, and what Zarr holds of it."""
+READERS = 4
+"""A disk that is asked for several chunks at once gives them 1.7 times as fast; the page cache does not care."""
+CHUNKS_HELD = 4 * READERS
+"""Each reader's, what Zarr holds of it, and what the allocator keeps of both."""
 BATCHES_HELD = 3
 """One with the caller, the one before it, and one being made."""
 MIB = 2**20
@@ -97,26 +99,25 @@ class Batches:
             return
         # Copies have a stream of their own, so that they pass by the step that is being computed.
         copies = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        for batch in _ahead(self._moved(self._share(first, steps), copies)):
+        for batch, copied in _ahead(self._moved(self._share(first, steps), copies)):
             now = torch.cuda.current_stream(self.device)
-            now.wait_stream(copies)
+            now.wait_event(copied)
             for values in batch.sites.values():
                 values.record_stream(now)  # its memory is not used again before the step is done with it
             yield batch
 
-    def _moved(self, batches: Iterator[Batch], copies: torch.cuda.Stream) -> Iterator[Batch]:
+    def _moved(self, batches: Iterator[Batch], copies: torch.cuda.Stream) -> Iterator[tuple[Batch, torch.cuda.Event]]:
         """On their way from pinned memory, which torch uses again only once a copy from it is done."""
         for batch in batches:
             with torch.cuda.stream(copies):
                 sites = {site: values.to(self.device, non_blocking=True) for site, values in batch.sites.items()}
-            yield Batch(sites, batch.rows)
+            yield Batch(sites, batch.rows), copies.record_event()
 
     def _share(self, first: int, steps: int) -> Iterator[Batch]:
         """This process's share of each batch, the next window being read while one is used."""
         share = self.batch // self.world
         windows = _ahead(self._windows(first * self.batch, steps * self.batch))
-        rows, order, held = next(windows)
-        cursor = 0
+        order, cursor = np.empty(0, np.int64), 0
         for _ in range(first, steps):
             sites = {site: self._empty(site, share, self.device.type == "cuda") for site in self.sites}
             numbers = np.empty(share, np.int64)
@@ -140,13 +141,14 @@ class Batches:
         size = min(self.window, self._pool_rows // self.world + 1)
         buffers = [{site: self._empty(site, size) for site in self.sites} for _ in range(2)]
         held = np.empty(0, np.int64)
-        for rows, order in self._plan(first, stop):
-            if not np.array_equal(rows, held):  # if they are, the whole store is one window: shuffle it, read it once
-                buffers.reverse()
-                held = rows
-                for site, buffer in buffers[0].items():
-                    self._read(site, rows, buffer)
-            yield rows, order, buffers[0]
+        with ThreadPoolExecutor(READERS) as readers:
+            for rows, order in self._plan(first, stop):
+                if not np.array_equal(rows, held):  # else the whole store is one window: shuffle it, read it once
+                    buffers.reverse()
+                    held = rows
+                    for site, buffer in buffers[0].items():
+                        self._read(site, rows, buffer, readers)
+                yield rows, order, buffers[0]
 
     def _empty(self, site: str, rows: int, pinned: bool = False) -> Tensor:
         """NumPy asks the system for large pages, which makes the first use of a window several times faster."""
@@ -183,16 +185,19 @@ class Batches:
         drawn = np.random.default_rng([self.seed, epoch]).permuted(neighbours, axis=1)
         return [chunks[chunks < self.chunks] for chunks in drawn.T]
 
-    def _read(self, site: str, rows: np.ndarray, values: Tensor) -> None:
+    def _read(self, site: str, rows: np.ndarray, values: Tensor, readers: ThreadPoolExecutor) -> None:
         """Fill the beginning of `values` with these rows, which ascend. Chunk by chunk, each read once."""
         edges = np.flatnonzero(np.diff(rows // self.chunk, prepend=-1, append=-1))
-        for begin, end in itertools.pairwise(edges):
+
+        def fill(begin: int, end: int) -> None:
             start, stop = int(rows[begin]), int(rows[end - 1]) + 1
             read, filled = _bits(self.store.read(site, start, stop)), _bits(values[begin:end])
             if stop - start == end - begin:
                 np.copyto(filled, read)
             else:
                 np.take(read, rows[begin:end] - start, 0, out=filled, mode="clip")
+
+        list(readers.map(fill, edges[:-1], edges[1:]))
 
 
 def _bits(values: Tensor) -> np.ndarray:
