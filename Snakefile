@@ -180,6 +180,7 @@ rule train:
         results / "train/{dictionary}/cfg.json",
         results / "train/{dictionary}/sae_weights.safetensors",
         results / "train/{dictionary}/metrics.jsonl",
+        results / "train/{dictionary}/resampling.jsonl",
         results / "train/{dictionary}/training.json",
     log:
         results / "logs/train-{dictionary}.log",

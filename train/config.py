@@ -60,6 +60,33 @@ class AuxKSpec(Spec):
     weight: Annotated[float, Field(gt=0)] = 1 / 32
 
 
+class ResampleSpec(Spec):
+    """Dead latents begin anew, in the directions of inputs that are reconstructed badly (Bricken et al. 2023)."""
+
+    every: Count
+    """Rows between two resamplings; the paper's are 205M rows apart."""
+    until: Count | None = None
+    """No resampling after this many rows; half of `tokens` unless given, so that new latents have time to learn."""
+    window: Count | None = None
+    """A latent is dead if it fired in none of this many rows; half of `every` unless given, as in the paper."""
+    inputs: Count | None = None
+    """Rows, drawn at random, whose loss is measured; 100 batches unless given, as in the paper, or all there are."""
+
+    @property
+    def dead_after(self) -> int:
+        """`window`, or its default."""
+        return self.window or max(1, self.every // 2)
+
+    @pydantic.model_validator(mode="after")
+    def _window_is_over(self) -> "ResampleSpec":
+        if self.window is not None and self.window > self.every:
+            raise ValueError(
+                f"window: {self.window} rows is longer than every, {self.every}: "
+                "latents that began anew would be judged by the time before"
+            )
+        return self
+
+
 class DictionarySpec(Spec):
     """A dictionary: it reads sites and writes sites. SAE: the same. Transcoder: others. Crosscoder: several."""
 
@@ -86,6 +113,7 @@ class DictionarySpec(Spec):
     anchors: AnchorSpec | None = None
     matryoshka: MatryoshkaSpec | None = None
     auxk: AuxKSpec | None = None
+    resample: ResampleSpec | None = None
     skip: bool = False
     """A linear connection from what is read to what is written, beside the latents (transcoders)."""
 
@@ -100,6 +128,15 @@ class DictionarySpec(Spec):
     def _few_enough_active(self) -> "DictionarySpec":
         if self.l0 > self.latents:
             raise ValueError(f"l0 {self.l0:g} is larger than latents {self.latents}; it must be smaller")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _resampled_at_all(self) -> "DictionarySpec":
+        if self.resample is not None and self.resample.every > self.resample_until:
+            raise ValueError(
+                f"resample.every: the first resampling, after {self.resample.every} rows, is later than the last may "
+                f"be, {self.resample_until}; make it smaller, or until larger"
+            )
         return self
 
     @pydantic.model_validator(mode="after")
@@ -126,6 +163,16 @@ class DictionarySpec(Spec):
         if self.writes is not None and self.writes != self.reads:
             return "transcoder"
         return "sae" if len(self.reads) == 1 else "crosscoder"
+
+    @property
+    def resample_until(self) -> int:
+        """`resample.until`, or its default."""
+        return (self.resample and self.resample.until) or self.tokens // 2
+
+    @property
+    def dead_after(self) -> int:
+        """Rows without firing after which metrics call a latent dead: a tenth of the run, at most 10M."""
+        return min(10_000_000, max(1, self.tokens // 10))
 
     @property
     def peak_learning_rate(self) -> float:

@@ -26,7 +26,8 @@ TERMINATED = 128 + signal.SIGTERM
 
 
 def train(jobs: Sequence[Job], store_path: pathlib.Path, every: float = 60, memory: int = MEMORY) -> None:
-    """Write `cfg.json`, `sae_weights.safetensors`, `metrics.jsonl` and, last, `training.json` into each job's output.
+    """Write `cfg.json`, `sae_weights.safetensors`, `metrics.jsonl`, `resampling.jsonl` and, last, `training.json` into
+    each job's output.
 
     Each dictionary comes out as if it were trained alone. A checkpoint of each is made every `every` seconds (0: after
     each step); they go when all are done. The same command after a kill continues from the newest ones. SIGTERM makes

@@ -18,8 +18,9 @@ from harvest.store import Store
 from train.anchors import load_anchors
 from train.batches import Batch
 from train.checkpoint import Checkpoints
-from train.config import DictionarySpec
+from train.config import DictionarySpec, training_rows
 from train.files import save, versions
+from train.resampling import Resampling
 from train.trainer import Trainer, learning_rate
 
 LOGGED_STEPS = 200
@@ -52,7 +53,8 @@ class Run:
             "anchors": None if job.anchors is None else hashlib.sha256(job.anchors.read_bytes()).hexdigest(),
         }
         self.saved = Checkpoints(job.checkpoints, identity, self.trainer.ranks)
-        self.metrics = job.checkpoints / "metrics.jsonl"
+        self.resampling = Resampling(self.trainer, store, training_rows(store.rows, job.spec.holdout))
+        self.metrics, self.events = (job.checkpoints / f"{name}.jsonl" for name in ("metrics", "resampling"))
         self.log_every = max(1, self.trainer.steps // LOGGED_STEPS)
         self.last: dict[str, Any] = {}
 
@@ -66,8 +68,9 @@ class Run:
         if found is not None:
             self.trainer.restore(found[1]["step"], found[0])
         if self.main:
-            with self.metrics.open("ab") as file:
-                file.truncate(found[1]["metrics_bytes"] if found else 0)
+            for log in (self.metrics, self.events):
+                with log.open("ab") as file:
+                    file.truncate(found[1]["bytes"][log.name] if found else 0)
 
     def train_on(self, batch: Batch) -> dict[str, Any]:
         """One step; returns the last line that was logged. Raises `UserError` if the loss is no number."""
@@ -82,10 +85,12 @@ class Run:
                 "tokens": trainer.step * self.job.spec.batch,
                 **{name: float(value) for name, value in logged.items()},
                 "idle_share": float(trainer.idle_share()),
+                "dead_share": float(trainer.dead_share()),
                 "learning_rate": learning_rate(trainer.step - 1, trainer.steps, self.job.spec.peak_learning_rate),
             }
-            if self.main:
-                self._log(json.dumps(self.last) + "\n")
+            self._log(self.metrics, self.last)
+        if (event := self.resampling.after_step()) is not None:
+            self._log(self.events, event)
         return self.last
 
     def _stop_at(self, loss: float, batch: Batch) -> None:
@@ -101,26 +106,26 @@ class Run:
             "the last good checkpoint is kept: lower learning_rate or look at these rows"
         )
 
-    def _log(self, text: str) -> None:
+    def _log(self, log: pathlib.Path, line: dict[str, Any]) -> None:
+        if not self.main:
+            return
         try:
-            with self.metrics.open("a") as file:
-                file.write(text)
+            with log.open("a") as file:
+                file.write(json.dumps(line) + "\n")
         except OSError as error:
             raise UserError(
-                f"{self.metrics}: cannot be written ({error.strerror}); the last checkpoint is kept"
+                f"{log}: cannot be written ({error.strerror}); the last checkpoint is kept"
             ) from None
 
     def checkpoint(self) -> None:
         """Called by all processes at the same step; one writes, or each its latents."""
         tensors = self.trainer.state()
         if self.main or self.trainer.ranks.latent_shares > 1:
-            with self.metrics.open("rb") as file:
-                os.fsync(file.fileno())
-            self.saved.save(
-                self.trainer.step,
-                tensors,
-                {"step": self.trainer.step, "metrics_bytes": self.metrics.stat().st_size},
-            )
+            for log in (self.metrics, self.events):
+                with log.open("rb") as file:
+                    os.fsync(file.fileno())
+            sizes = {log.name: log.stat().st_size for log in (self.metrics, self.events)}
+            self.saved.save(self.trainer.step, tensors, {"step": self.trainer.step, "bytes": sizes})
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Write the dictionary, its metrics and, last, its report. The checkpoints stay."""
@@ -142,7 +147,8 @@ class Run:
         if not self.main:
             return
         try:
-            shutil.copyfile(self.metrics, output / "metrics.jsonl")
+            for log in (self.metrics, self.events):
+                shutil.copyfile(log, output / log.name)
             write_json(output / "training.json", report)
         except OSError as error:
             raise UserError(f"output folder {output}: cannot be written ({error.strerror})") from None

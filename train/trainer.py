@@ -55,6 +55,8 @@ class Trainer:
         self.optimizer = accelerator.prepare(optimizer)
         # Where latents are split, gradients are whole as they are: nothing is to be averaged.
         self.objective = accelerator.prepare(objective) if self.ranks.latent_shares == 1 else objective
+        self.started: dict[str, Tensor] = {}
+        """Per parameter of σ, the value that every latent's had before the first step."""
         self.step = 0
         self.idle_F = torch.zeros(latents, dtype=torch.int64, device=device)
         self.controller = PenaltyController(spec.l0)
@@ -74,10 +76,7 @@ class Trainer:
 
     def train_on(self, batch: Batch) -> dict[str, Tensor]:
         """One step: forward, backward, Adam, unit-norm decoder. Returns what there is to log, on the device."""
-        device = self.accelerator.device
-        x_BP = self.read_scaling(torch.cat([batch.sites[site].to(device) for site in self.reads], 1))
-        same = self.reads == self.writes
-        y_BR = x_BP if same else self.write_scaling(torch.cat([batch.sites[s].to(device) for s in self.writes], 1))
+        x_BP, y_BR = self.scaled(batch)
         if self.step == 0:
             self._start(x_BP)
         for group in self.optimizer.param_groups:
@@ -91,11 +90,20 @@ class Trainer:
         self.step += 1
         return self._count(outcome)
 
+    def scaled(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What is read and what should be written, in the units that training sees."""
+        device = self.accelerator.device
+        x_BP = self.read_scaling(torch.cat([batch.sites[site].to(device) for site in self.reads], 1))
+        if self.reads == self.writes:
+            return x_BP, x_BP
+        return x_BP, self.write_scaling(torch.cat([batch.sites[site].to(device) for site in self.writes], 1))
+
     def _start(self, x_BP: Tensor) -> None:
         """Let σ adapt to the first batch."""
         bias = self.dictionary.sparsity.start(self.dictionary.preactivations(x_BP))
         if bias is not None:
             self.dictionary.b_enc.data.add_(bias)
+        self.started = {name: p.detach()[0].clone() for name, p in self.dictionary.sparsity.named_parameters()}
 
     def _dead(self) -> Tensor | None:
         """Latents that have not fired for `dead_after` rows, where the auxiliary loss asks for them."""
@@ -126,19 +134,32 @@ class Trainer:
 
     def idle_share(self) -> Tensor:
         """Share of the latents that did not fire in the last step's rows."""
-        return self.ranks.over_latents((self.idle_F > 0).float().mean()) / self.ranks.latent_shares
+        return self._share_of_latents(self.idle_F > 0)
+
+    def dead_share(self) -> Tensor:
+        """Share of latents that have not fired for `dead_after` rows, or since the start where that is less."""
+        return self._share_of_latents(self.idle_F >= min(self.spec.dead_after, self.step * self.spec.batch))
+
+    def _share_of_latents(self, which_F: Tensor) -> Tensor:
+        return self.ranks.over_latents(which_F.float().mean()) / self.ranks.latent_shares
 
     def state(self) -> dict[str, Tensor]:
         """Everything that later steps depend on, besides the step number; of the latents, what this process has."""
         tensors = {f"dictionary.{name}": value for name, value in self.dictionary.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+        tensors |= {f"started.{name}": value for name, value in self.started.items()}
         return {**tensors, "idle": self.idle_F, "controller": self.controller.state()}
 
     def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
         self.step = step
         self.idle_F = tensors["idle"].to(self.accelerator.device)
         self.controller.restore(tensors["controller"])
+        self.started = {
+            name.removeprefix("started."): t.to(self.accelerator.device)
+            for name, t in tensors.items()
+            if name.startswith("started.")
+        }
         self.dictionary.load_state_dict(
             {name.removeprefix("dictionary."): t for name, t in tensors.items() if name.startswith("dictionary.")}
         )

@@ -13,6 +13,7 @@ from analyze.report import bench_figures, definitions, figures
 from analyze.report.formats import FILTERS, LEVELS
 from analyze.report.paper import ANCHORS, VARIED, compare, papers_name
 from analyze.report.recovery import groups_of, matches, pairs_of, read_recovery, read_table
+from analyze.report.resampling import resampling_page
 from analyze.report.theory import theorems
 from harvest.errors import UserError
 from harvest.files import make_folder, read_json, write_text
@@ -36,7 +37,8 @@ def build(
     `dictionaries`: name, folder of its measurements (`analyze.activity.measure`), folder of its training. `manifests`:
     those of the harvests, each in a folder called after its harvest; what `corpus.json` beside one says of its corpus
     is shown too. `truth`: recovery.csv and theory.json of an experiment on the bench, whose report also has
-    `recovery.html` and `theory.html`. Raises `UserError` where a measurement cannot be read.
+    `recovery.html` and `theory.html`. Where dictionaries were resampled there is `resampling.html`. Raises `UserError`
+    where a measurement cannot be read.
     """
     table = read_table(truth[0]) if truth else {}
     found = [_dictionary(*paths, table.get(paths[0])) for paths in dictionaries]
@@ -47,7 +49,7 @@ def build(
         dictionary["style"] = figures.style(place)
         if dictionary["recovery"] and dictionary["harvest"] is None:
             raise UserError(f"dictionary {dictionary['name']}: was trained on a store that none of the harvests made")
-    truth_pages = _truth_pages(found, harvests, truth[1]) if truth else {}
+    pages = (_truth_pages(found, harvests, truth[1]) if truth else {}) | resampling_page(found)
     make_folder(output / "dictionaries")
     shutil.copytree(HERE / "static", output / "static", dirs_exist_ok=True)
     write_text(output / "static" / "plotly.min.js", get_plotlyjs())
@@ -67,7 +69,7 @@ def build(
         "drawn_at_first": DRAWN_AT_FIRST,
         "in_legend": figures.IN_LEGEND,
         "levels": LEVELS,
-        "pages": list(truth_pages),
+        "pages": list(pages),
         "shown_at_once": SHOWN_AT_ONCE,
     }
     for dictionary in found:
@@ -75,7 +77,7 @@ def build(
             root="../", dictionary=dictionary, figures=figures.of_dictionary(dictionary["summary"])
         )
         write_text(output / "dictionaries" / f"{dictionary['name']}.html", page)
-    for name, contents in truth_pages.items():
+    for name, contents in pages.items():
         write_text(output / f"{name}.html", templates.get_template(f"{name}.html").render(root="", **contents))
     index = templates.get_template("index.html").render(
         root="", dictionaries=found, figures=figures.of_experiment(found), key=[(d["name"], *d["style"]) for d in found]
@@ -127,7 +129,10 @@ def _dictionary(
     found = read_json(measured / "examples.json", "measurement")
     try:
         tensors = load_file(measured / "latents.safetensors")
-        lines = (trained / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines, events = (
+            [json.loads(line) for line in (trained / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+            for name in ("metrics", "resampling")
+        )
     except OSError as error:
         raise UserError(f"dictionary {name}: a measurement cannot be read ({error})") from None
     rows, held_out = summary["whole"]["rows"], summary["held_out"]
@@ -152,7 +157,8 @@ def _dictionary(
         "name": name,
         "summary": summary,
         "training": read_json(trained / "training.json", "training"),
-        "curves": [json.loads(line) for line in lines],
+        "curves": lines,
+        "events": events,
         "recovery": recovery,
         "latents": sorted(latents, key=lambda latent: (-latent["rows"], latent["latent"])),
     }

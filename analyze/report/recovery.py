@@ -165,7 +165,7 @@ def groups_of(dictionaries: Iterable[dict[str, Any]]) -> list[Group]:
     """Seeds together: names that end in -seed0, -seed1, … with equal specs and stores."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for dictionary in dictionaries:
-        found.setdefault((SEED.sub("", dictionary["name"]), _but("seed", of=dictionary)), []).append(dictionary)
+        found.setdefault((SEED.sub("", dictionary["name"]), setting_but("seed", of=dictionary)), []).append(dictionary)
     return [Group(name if len(d) > 1 else d[0]["name"], d) for (name, _), d in found.items()]
 
 
@@ -174,7 +174,7 @@ def pairs_of(groups: Iterable[Group]) -> list[Pair]:
     found: dict[str, tuple[list[Group], list[Group]]] = {}
     for group in groups:
         anchored = group.members[0]["training"]["spec"]["anchors"] is not None
-        found.setdefault(_but("seed", "anchors", of=group.members[0]), ([], []))[anchored].append(group)
+        found.setdefault(setting_but("seed", "anchors", of=group.members[0]), ([], []))[anchored].append(group)
     pairs = []
     for without, anchored_ones in found.values():
         pairs += [Pair(without[0] if without else None, group) for group in anchored_ones]
@@ -182,7 +182,7 @@ def pairs_of(groups: Iterable[Group]) -> list[Pair]:
     return pairs
 
 
-def _but(*keys: str, of: dict[str, Any]) -> str:
+def setting_but(*keys: str, of: dict[str, Any]) -> str:
     """What a dictionary was trained on and as, but for some keys of its spec."""
     spec = {key: value for key, value in of["training"]["spec"].items() if key not in keys}
     return json.dumps([of["training"]["store"], spec], sort_keys=True)

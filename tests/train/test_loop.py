@@ -60,6 +60,7 @@ def test_what_is_logged_and_left(store: Store, tmp_path: Path) -> None:
     assert sorted(path.name for path in output.iterdir()) == [
         "cfg.json",
         "metrics.jsonl",
+        "resampling.jsonl",
         "sae_weights.safetensors",
         "training.json",
     ]
