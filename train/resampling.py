@@ -22,7 +22,11 @@ INPUT_BATCHES = 100
 """The loss is measured on this many batches: 819,200 rows are 100 of the paper's."""
 
 ENCODER_NORM = 0.2
-"""A new encoder row's norm, in units of the live rows' mean."""
+"""A new encoder row's norm, in units of the live rows' mean: the paper's, and right where latents compete too.
+
+With a TopK of 2,048 latents and l0 32 on SmolLM2's MLP output, 121 new latents of 0.2 raised the loss by 10% at once; of
+0.5, 2.6-fold, and of 1, 9.6-fold, and the run ended with a higher loss.
+"""
 
 
 class Resampling:
@@ -80,9 +84,10 @@ class Resampling:
 
     @torch.no_grad()
     def _losses(self, chunks: np.ndarray) -> np.ndarray:
-        """Each row's error, in units of the variance, `(N,)` float64. Each process computes its share of the chunks.
+        """Each row's squared error, in units of the variance, `(N,)` float64. Each process computes some of the chunks.
 
         As at inference, where no σ looks at other rows: a row's loss does not depend on which are computed together.
+        The paper's loss has an L1 penalty beside the error; a new latent can lower the error only, and every σ has it.
         """
         trainer, ranks, size = self.trainer, self.trainer.ranks, self.store.layout.chunk_rows
         together = max(1, trainer.spec.batch // ranks.row_shares // size)

@@ -1,5 +1,6 @@
 """Dictionaries that were resampled beside the same ones that were not, as Figure 7 of arXiv 2512.05534 has them."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,23 +98,24 @@ def _chart(compared: Comparison, of: Figure, unit: str, scale: str = "linear") -
             "name": d["name"],
             "x": [line["tokens"] for line in d["curves"]],
             "y": [line[of.key] for line in d["curves"]],
-            **curve(*d["style"]),
+            **curve(d["style"][0], "solid" if d is compared.resampled else "dash"),
         }
         for d in compared.both
     ]
-    y = axis(unit, scale) if scale == "log" else {**axis(unit), "rangemode": "tozero"}
-    x = {**axis("rows trained on"), "rangemode": "tozero"}
+    values = [y for trace in traces for y in trace["y"]]
+    ends = {"tickvals": _ticks(min(values), max(values))} if scale == "log" else {"rangemode": "tozero"}
+    y, x = {**axis(unit, scale), **ends}, {**axis("rows trained on"), "rangemode": "tozero"}
     drawn = figure(f"{of.key}-{compared.number}", of.label, of.definition, traces, x, y)
+    line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1}
     drawn["layout"]["shapes"] = [
-        {
-            "type": "line",
-            "x0": event["tokens"],
-            "x1": event["tokens"],
-            "yref": "paper",
-            "y0": 0,
-            "y1": 1,
-            "line": {"width": 1, "dash": "dot"},
-        }
+        {**line, "x0": event["tokens"], "x1": event["tokens"], "line": {"width": 1, "dash": "dot"}}
         for event in compared.events
     ]
     return drawn
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers on a logarithmic axis that may span less than a decade."""
+    digits = (1, 2, 3, 4, 5, 6, 8) if high < 10 * low else (1, 2, 5)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [float(f"{digit}e{decade}") for decade in decades for digit in digits]
