@@ -70,7 +70,7 @@ class ResampleSpec(Spec):
     window: Count | None = None
     """A latent is dead if it fired in none of this many rows; half of `every` unless given, as in the paper."""
     inputs: Count | None = None
-    """Rows, of chunks drawn at random, whose loss is measured; 100 batches unless given, as in the paper, at most all."""
+    """Rows whose loss is measured, in chunks drawn at random; 100 batches unless given, as in the paper, or all."""
 
     @property
     def dead_after(self) -> int:

@@ -3,8 +3,7 @@
 Shapes: N rows whose loss is measured, X latents that begin anew; others as in `train.dictionary`.
 """
 
-import json
-import pathlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,6 @@ from accelerate.utils import broadcast
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from harvest.files import write_text
 from harvest.store import Store, to_torch
 from train.batches import Batch
 from train.config import DictionarySpec
@@ -24,37 +22,35 @@ INPUT_BATCHES = 100
 ENCODER_NORM = 0.2
 """A new encoder row's norm, in units of the live rows' mean: the paper's, and right where latents compete too.
 
-With a TopK of 2,048 latents and l0 32 on SmolLM2's MLP output, 121 new latents of 0.2 raised the loss by 10% at once; of
-0.5, 2.6-fold, and of 1, 9.6-fold, and the run ended with a higher loss.
+With a TopK of 2,048 latents and l0 32 on SmolLM2's MLP output, 121 new latents of 0.2 raised the loss by 10% at once;
+of 0.5, 2.6-fold, and of 1, 9.6-fold, and the run ended with a higher loss.
 """
 
 
 class Resampling:
-    """Resamples a trainer's dead latents when it is time to, and writes a line of `log` each time that it did.
+    """Resamples a trainer's dead latents when it is time to.
 
     Who is dead, what is drawn and what comes of it are functions of the trainer's state, its seed and its step, the
     same in every process. `rows`: the store's first rows, which training may see.
     """
 
-    def __init__(self, trainer: Trainer, store: Store, rows: int, log: pathlib.Path) -> None:
-        self.trainer, self.store, self.rows, self.log = trainer, store, rows, log
+    def __init__(self, trainer: Trainer, store: Store, rows: int) -> None:
+        self.trainer, self.store, self.rows = trainer, store, rows
 
-    def rewind(self) -> None:
-        """Forget lines of steps that the trainer has yet to take (again), and what a kill left of one."""
-        lines = self.log.read_text().splitlines(keepends=True) if self.log.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        write_text(self.log, "".join(line for line in whole if json.loads(line)["step"] <= self.trainer.step))
+    def after_step(self) -> dict[str, Any] | None:
+        """To be called after every step, by every process. Returns what was done, if latents were resampled.
 
-    def after_step(self) -> None:
-        """To be called after every step, by every process."""
+        `resampled` latents, the numbers `latents`, each from one of `rows`, which are numbers of the store's; and the
+        mean loss of the `inputs` rows that those were drawn from, before and after.
+        """
         trainer, spec = self.trainer, self.trainer.spec
         if spec.resample is None or not is_due(spec, trainer.step):
-            return
+            return None
         dead_F = trainer.idle_F >= spec.resample.dead_after
         latents_X = dead_F.nonzero()[:, 0]
         latents_X = latents_X[latents_X >= (spec.anchors.count if spec.anchors else 0)]
         if len(latents_X) == 0:
-            return
+            return None
         rng = np.random.default_rng([spec.seed, trainer.step])
         chunks = self._draw_chunks(rng, spec.resample.inputs or INPUT_BATCHES * spec.batch)
         rows_N = _rows_of(chunks, self.store.layout.chunk_rows, self.rows)
@@ -63,7 +59,7 @@ class Resampling:
         drawn_X = torch.from_numpy(rows_N[draw(before_N, len(latents_X), rng)]).to(latents_X.device)
         rows_X = broadcast(drawn_X).cpu().numpy()  # the first process's, should two round differently
         begin_anew(trainer, latents_X, ~dead_F, *trainer.scaled(self._read(rows_X)))
-        line = {
+        return {
             "step": trainer.step,
             "tokens": trainer.step * spec.batch,
             "resampled": len(latents_X),
@@ -73,9 +69,6 @@ class Resampling:
             "latents": latents_X.tolist(),
             "rows": rows_X.tolist(),
         }
-        if trainer.accelerator.is_main_process:
-            with self.log.open("a") as file:
-                file.write(json.dumps(line) + "\n")
 
     def _draw_chunks(self, rng: np.random.Generator, rows: int) -> np.ndarray:
         """As many of the store's chunks as make this many rows, or all that training may see, in ascending order."""

@@ -113,9 +113,7 @@ class Run:
             with log.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            raise UserError(
-                f"{log}: cannot be written ({error.strerror}); the last checkpoint is kept"
-            ) from None
+            raise UserError(f"{log}: cannot be written ({error.strerror}); the last checkpoint is kept") from None
 
     def checkpoint(self) -> None:
         """Called by all processes at the same step; one writes, or each its latents."""

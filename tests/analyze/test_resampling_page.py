@@ -14,6 +14,7 @@ from tests.analyze.test_report import Page
 from tests.synthetic import Synthetic, synthetic_store
 from train.config import DictionarySpec
 from train.loop import train
+from train.run import Job
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 PLAIN = {"reads": ["x"], "latents": 256, "sparsity": {"topk": {"l0": 2}}, "tokens": 12_800, "batch": 128}
@@ -34,7 +35,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     store = synthetic_store(folder, Synthetic(rows=2_000))
     for name, values in SPECS.items():
         spec = DictionarySpec.model_validate(values)
-        train(spec, store.path, folder / "train" / name, folder / "checkpoints")
+        train([Job(spec, folder / "train" / name, folder / "checkpoints" / name)], store.path)
         measure(folder / "train" / name, store.path, folder / "analyze" / name)
     build_report(folder, "report", list(SPECS))
     return folder

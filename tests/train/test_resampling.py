@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from harvest.store import Store
 from tests.train.test_resume import StoppedError, assert_same
-from tests.training import KINDS, command, metrics_of, run, spec_of, watch_steps
+from tests.training import KINDS, TWO_PROCESSES, command, metrics_of, run, spec_of, watch_steps
 from train.anchors import Anchors
 from train.batches import Batch, Batches
 from train.checkpoint import Checkpoints
@@ -47,11 +47,10 @@ def resampling(**changes: Any) -> DictionarySpec:
     return spec_of(resample={"every": 128 * 12, "inputs": 3_000}, **changes)
 
 
-def event_of(trainer: Trainer, store: Store, folder: Path) -> dict[str, Any]:
-    Resampling(trainer, store, ROWS, folder / "resampling.jsonl").after_step()
-    (line,) = (folder / "resampling.jsonl").read_text().splitlines()
-    found: dict[str, Any] = json.loads(line)
-    return found
+def event_of(trainer: Trainer, store: Store) -> dict[str, Any]:
+    event = Resampling(trainer, store, ROWS).after_step()
+    assert event is not None
+    return event
 
 
 def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -69,12 +68,12 @@ def moments(trainer: Trainer) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", SPARSITIES)
-def test_exactly_the_dead_begin_anew(store: Store, tmp_path: Path, method: str, kind: str) -> None:
+def test_exactly_the_dead_begin_anew(store: Store, method: str, kind: str) -> None:
     """Weights, biases and moments of the dead, and not a bit of anything else."""
     trainer = trained(store, resampling(**KINDS[kind], sparsity={method: {"l0": 3}}))
     weights, moved = copied(trainer.dictionary.state_dict()), moments(trainer)
     others = {name: tensor for name, tensor in copied(trainer.state()).items() if not name.startswith("dictionary")}
-    assert event_of(trainer, store, tmp_path)["latents"] == DEAD
+    assert event_of(trainer, store)["latents"] == DEAD
     live = [latent for latent in range(64) if latent not in DEAD]
     for name, now in trainer.dictionary.state_dict().items():
         if now.shape[:1] == (64,):
@@ -95,13 +94,13 @@ def test_exactly_the_dead_begin_anew(store: Store, tmp_path: Path, method: str, 
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "skip transcoder"])
-def test_directions_are_those_of_the_inputs_drawn(store: Store, tmp_path: Path, kind: str) -> None:
+def test_directions_are_those_of_the_inputs_drawn(store: Store, kind: str) -> None:
     """Against the rows of the log, in float64 and from the store's own numbers."""
     changes = KINDS.get(kind, {"writes": ["y"], "skip": True})
     trainer = trained(store, resampling(**changes))
     dictionary = trainer.dictionary
     norms_F = dictionary.W_enc.detach().double().norm(dim=1)
-    rows = event_of(trainer, store, tmp_path)["rows"]
+    rows = event_of(trainer, store)["rows"]
     assert len(set(rows)) == len(DEAD)
     assert max(rows) < ROWS
 
@@ -126,11 +125,11 @@ def test_directions_are_those_of_the_inputs_drawn(store: Store, tmp_path: Path, 
     assert not dictionary.b_enc[DEAD].any()
 
 
-def test_a_threshold_is_what_it_was_at_the_start(store: Store, tmp_path: Path) -> None:
+def test_a_threshold_is_what_it_was_at_the_start(store: Store) -> None:
     trainer = trained(store, resampling(sparsity={"jumprelu": {"l0": 3}}))
     at_start = Trainer(trainer.spec, store, accelerate.Accelerator())
     at_start.train_on(next(Batches(store, ["x"], 128, 0, ROWS).iterate(0, 1)))
-    event_of(trainer, store, tmp_path)
+    event_of(trainer, store)
     sparsity, first = trainer.dictionary.sparsity, at_start.dictionary.sparsity
     assert isinstance(sparsity, JumpReLU)
     assert isinstance(first, JumpReLU)
@@ -141,35 +140,34 @@ def test_a_threshold_is_what_it_was_at_the_start(store: Store, tmp_path: Path) -
     assert len(set(sparsity.threshold[live].tolist())) > 1
 
 
-def test_a_gates_magnitude_is_its_opening_again(store: Store, tmp_path: Path) -> None:
+def test_a_gates_magnitude_is_its_opening_again(store: Store) -> None:
     trainer = trained(store, resampling(sparsity={"gated": {"l0": 3}}))
-    event_of(trainer, store, tmp_path)
+    event_of(trainer, store)
     for parameter in trainer.dictionary.sparsity.parameters():
         assert not parameter[DEAD].any()
         assert parameter.any()
 
 
-def test_anchored_latents_are_never_resampled(store: Store, tmp_path: Path) -> None:
+def test_anchored_latents_are_never_resampled(store: Store) -> None:
     directions = normalize(torch.randn(6, 24, generator=torch.Generator().manual_seed(0)))
     spec = resampling(anchors={"source": "clusters", "count": 6})
     trainer = trained(store, spec, Anchors(directions, directions))
     before = copied(trainer.dictionary.state_dict())
-    assert event_of(trainer, store, tmp_path)["latents"] == DEAD[1:]
+    assert event_of(trainer, store)["latents"] == DEAD[1:]
     assert torch.equal(trainer.dictionary.W_enc[:6], before["W_enc"][:6])
     assert torch.equal(trainer.dictionary.W_dec[:6], before["W_dec"][:6])
 
 
-def test_none_dead_none_resampled(store: Store, tmp_path: Path) -> None:
+def test_none_dead_none_resampled(store: Store) -> None:
     trainer = trained(store, resampling())
     trainer.idle_F[DEAD] = 128 * 6 - 1  # half of `every`, less a row
     before = copied(trainer.state())
-    Resampling(trainer, store, ROWS, tmp_path / "log").after_step()
-    assert not (tmp_path / "log").exists()
+    assert Resampling(trainer, store, ROWS).after_step() is None
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.state().items())
 
 
 @pytest.mark.parametrize("method", SPARSITIES)
-def test_losses_are_each_rows_own(store: Store, tmp_path: Path, method: str) -> None:
+def test_losses_are_each_rows_own(store: Store, method: str) -> None:
     """Before and after, over all rows that training may see, against a dense float64 dictionary."""
     spec = spec_of(resample={"every": 128 * 12}, sparsity={method: {"l0": 3}}, writes=["y"])
     trainer = trained(store, spec)
@@ -184,10 +182,10 @@ def test_losses_are_each_rows_own(store: Store, tmp_path: Path, method: str) -> 
         return (codes_BF @ d.W_dec.double() + d.b_dec.double() - y_BR.double()).square().mean(1)
 
     expected_N = dense()
-    measuring = Resampling(trainer, store, ROWS, tmp_path / "log")
+    measuring = Resampling(trainer, store, ROWS)
     found_N = measuring._losses(np.arange(-(-ROWS // store.layout.chunk_rows)))
     np.testing.assert_allclose(found_N, expected_N.numpy(), rtol=1e-4, atol=1e-6)
-    event = event_of(trainer, store, tmp_path)
+    event = event_of(trainer, store)
     assert event["inputs"] == ROWS, "100 batches are more than there are"
     assert event["loss_before"] == pytest.approx(float(expected_N.mean()), rel=1e-5)
     assert event["loss_after"] == pytest.approx(float(dense().mean()), rel=1e-5)
@@ -208,14 +206,14 @@ def test_probability_is_proportional_to_the_squared_loss() -> None:
         assert set(draw(loss_N, 4, rng)) == {0, 1, 2, 4}, "none twice"
 
 
-def test_a_badly_reconstructed_input_is_drawn(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_badly_reconstructed_input_is_drawn(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """With almost all of the loss in a few rows, they are the ones that the dead begin from."""
     worst = [11, 1_500, 3_333, 4_321, 7_000]
     loss_N = np.full(ROWS, 1e-3)
     loss_N[worst] = 1e3
     monkeypatch.setattr(Resampling, "_losses", lambda self, chunks: loss_N)
     trainer = trained(store, spec_of(resample={"every": 128 * 12}))
-    event = event_of(trainer, store, tmp_path)
+    event = event_of(trainer, store)
     assert sorted(event["rows"]) == worst
     x_XP, _ = trainer.scaled(Batch({"x": torch.cat([store.read("x", r, r + 1) for r in event["rows"]])}, np.arange(5)))
     centred_XP = normalize(x_XP - trainer.dictionary.b_dec)
@@ -308,7 +306,7 @@ def test_two_processes_resample_as_one(store: Store, tmp_path: Path) -> None:
     """The same latents from the same inputs, and the same loss to 1e-4 from then on."""
     spec = spec_of(resample={"every": 128 * 10, "window": 128}, latents=256, tokens=128 * 60)
     alone = run(spec, store, tmp_path / "alone")
-    command(spec, store, tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    command(spec, store, tmp_path / "two", *TWO_PROCESSES)
     together = tmp_path / "two/output"
     one, two = (
         [json.loads(line) for line in (output / "resampling.jsonl").read_text().splitlines()]
