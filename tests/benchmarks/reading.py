@@ -20,7 +20,6 @@ from train.batches import MIB, Batch, Batches
 from train.memory import keep_buffers
 
 WIDTH, BATCH, ROWS = 768, 4096, 3 * 2**19
-LATENTS, MEMORY = 4096, 256
 PAIRS = 3
 
 
@@ -109,25 +108,30 @@ def _forget(files: list[pathlib.Path]) -> None:
 
 
 def _peaks(small: Store, large: Store) -> list[dict[str, Any]]:
-    """Of whole `python -m train run`s, in MiB."""
-    how = f"topk, {WIDTH} x {LATENTS}, --memory {MEMORY}"
-    ours, peer = _peak(large, MEMORY), _peak(small, MEMORY)
-    matrices = 4 * 2 * WIDTH * LATENTS * 4 / MIB
-    promised = matrices + 2048 + 1024
-    return [
-        record("peak memory, store of 2.4 GB / of 0.24 GB", [ours], [peer], "MiB", f"{how}; one epoch of the smaller"),
-        record(
-            "peak memory / weights, moments, 2 + 1 GiB",
-            [_peak(large, 2048)],
-            [promised],
-            "MiB",
-            f"topk, {WIDTH} x {LATENTS}, the default --memory of 2 GiB, store of 2.4 GB; peer: the promise",
-        ),
-    ]
+    """Of whole `python -m train run`s."""
+    latents, memory, rows = 4096, 256, small.rows
+    flat = record(
+        "peak memory, store of 2.4 GB / of 0.24 GB",
+        [_peak(large, latents, memory, rows)],
+        [_peak(small, latents, memory, rows)],
+        "MiB",
+        f"topk, {WIDTH} x {latents}, --memory {memory}, {rows} rows of either store",
+    )
+    latents, memory, rows = 512, 2048, large.rows
+    promised = 4 * 2 * WIDTH * latents * 4 / MIB + memory + 1024
+    whole = record(
+        "peak memory / what is promised",
+        [_peak(large, latents, memory, rows)],
+        [promised],
+        "MiB",
+        f"topk, {WIDTH} x {latents}, the default --memory, a store of 2.4 GB; peer: weights, gradients, moments, the "
+        "2 GiB of --memory, and 1 GiB",
+    )
+    return [flat, whole]
 
 
-def _peak(store: Store, memory: int) -> float:
-    spec = {"reads": ["x"], "latents": LATENTS, "sparsity": {"topk": {"l0": 32}}, "tokens": ROWS // 10, "batch": 2048}
+def _peak(store: Store, latents: int, memory: int, rows: int) -> float:
+    spec = {"reads": ["x"], "latents": latents, "sparsity": {"topk": {"l0": 32}}, "tokens": rows, "batch": 2048}
     folder = store.path.parent
     places = ["--output", str(folder / "output"), "--checkpoints", str(folder / "checkpoints")]
     arguments = ["-m", "train", "run", json.dumps(spec), "--store", str(store.path), *places, "--memory", str(memory)]
