@@ -156,8 +156,10 @@ def anchors_of(wildcards):
     )
 
 
+# One process for each GPU that the profile gives. Not a param: another machine is no reason to train again.
 train_command = (
-    "python -m train run {params.specs:q} --store {params.store} {params.places:q} --memory {resources.rows_mib}"
+    "$(test {resources.gpu} -gt 1 && echo torchrun --standalone --nproc_per_node {resources.gpu} || echo python)"
+    " -m train run {params.specs:q} --store {params.store} {params.places:q} --memory {resources.rows_mib}"
     " 2>&1 | tee {log}"
 )
 
@@ -188,6 +190,7 @@ rule train:
         dictionary=any_of(experiment.trained_alone),
     threads: workflow.cores
     resources:
+        gpu=0,
         rows_mib=2048,
     params:
         specs=rules.anchors.params.spec,
@@ -219,6 +222,7 @@ for name, dictionaries in experiment.passes.items():
             results / f"logs/train-together-{name}.log",
         threads: workflow.cores
         resources:
+            gpu=0,
             rows_mib=2048,
         params:
             specs=[experiment.dictionary_text(d) for d in dictionaries],

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,6 +65,23 @@ def test_a_second_run_does_nothing(finished: Path) -> None:
     assert done.returncode == 0
     assert "Nothing to be done" in done.stderr
     assert states(finished / "results") == before
+
+
+def test_a_process_for_each_gpu(finished: Path, tmp_path: Path) -> None:
+    """GPUs alone are no reason to train again. What is trained with two is the same dictionary."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)  # with its times
+    write_config(tmp_path, finished / "llama")
+    gpus = ["--set-resources", "train:gpu=2"]
+    assert "Nothing to be done" in run(tmp_path, *gpus).stderr
+    trained = tmp_path / "results/tiny/train/sae"
+    alone = (trained / "metrics.jsonl").read_text().splitlines()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("ACCELERATE_USE_CPU", "true")
+        done = run(tmp_path, f"results/tiny/{WEIGHTS}", "--forcerun", "train", *gpus)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((trained / "training.json").read_text())["processes"] == 2
+    for one, two in zip(alone, (trained / "metrics.jsonl").read_text().splitlines(), strict=True):
+        assert json.loads(two) == pytest.approx(json.loads(one), rel=1e-4)
 
 
 def test_another_model_with_no_other_edit(finished: Path) -> None:
