@@ -46,7 +46,8 @@ class Resampling:
         trainer, spec = self.trainer, self.trainer.spec
         if spec.resample is None or not is_due(spec, trainer.step):
             return None
-        dead_F = trainer.idle_F >= spec.resample.dead_after
+        own_F = trainer.idle_F >= spec.resample.dead_after
+        dead_F = trainer.ranks.stack(own_F.int()).view(-1) if trainer.ranks.latent_shares > 1 else own_F
         latents_X = dead_F.nonzero()[:, 0]
         latents_X = latents_X[latents_X >= (spec.anchors.count if spec.anchors else 0)]
         if len(latents_X) == 0:
@@ -58,7 +59,7 @@ class Resampling:
         latents_X = latents_X[: np.count_nonzero(before_N)]
         drawn_X = torch.from_numpy(rows_N[draw(before_N, len(latents_X), rng)]).to(latents_X.device)
         rows_X = broadcast(drawn_X).cpu().numpy()  # the first process's, should two round differently
-        begin_anew(trainer, latents_X, ~dead_F, *trainer.scaled(self._read(rows_X)))
+        begin_anew(trainer, latents_X, ~own_F, *trainer.scaled(self._read(rows_X)))
         return {
             "step": trainer.step,
             "tokens": trainer.step * spec.batch,
@@ -77,7 +78,7 @@ class Resampling:
 
     @torch.no_grad()
     def _losses(self, chunks: np.ndarray) -> np.ndarray:
-        """Each row's squared error, in units of the variance, `(N,)` float64. Each process computes some of the chunks.
+        """Each row's squared error, in units of the variance, `(N,)` float64; processes share out the chunks.
 
         As at inference, where no σ looks at other rows: a row's loss does not depend on which are computed together.
         The paper's loss has an L1 penalty beside the error; a new latent can lower the error only, and every σ has it.
@@ -86,14 +87,13 @@ class Resampling:
         together = max(1, trainer.spec.batch // ranks.row_shares // size)
         loss_N = torch.zeros(len(_rows_of(chunks, size, self.rows)), device=trainer.accelerator.device)
         trainer.dictionary.eval()
-        for begin in range(ranks.rank % ranks.row_shares * together, len(chunks), ranks.row_shares * together):
+        for begin in range(ranks.row_share * together, len(chunks), ranks.row_shares * together):
             batch = self._read_chunks(chunks[begin : begin + together])
             x_BP, y_BR = trainer.scaled(batch)
             output_BR = trainer.dictionary.decode(trainer.dictionary.encode(x_BP, trainer.rounded), x_BP)
             loss_N[begin * size :][: len(batch.rows)] = (output_BR - y_BR).square().mean(1)
         trainer.dictionary.train()
-        total_N = ranks.sum(loss_N) * (ranks.row_shares / ranks.world)
-        return total_N.double().cpu().numpy()
+        return (ranks.sum(loss_N) if ranks.row_shares > 1 else loss_N).double().cpu().numpy()
 
     def _read_chunks(self, chunks: np.ndarray) -> Batch:
         size = self.store.layout.chunk_rows
@@ -134,19 +134,23 @@ def begin_anew(trainer: Trainer, latents_X: Tensor, live_F: Tensor, x_XP: Tensor
     The encoder's row is the input as the encoder sees it, with 0.2 of the live rows' mean norm. The decoder's is what
     latents should give for that input, of unit norm: for an SAE the same direction, the input less `b_dec`; for a
     transcoder the input's target less what the output has beside latents. Bias, σ's own parameters and Adam's moments
-    are as at the start.
+    are as at the start. `latents_X` are numbers among all latents, `live_F` says who lives of this process's.
     """
-    dictionary = trainer.dictionary
+    dictionary, ranks = trainer.dictionary, trainer.ranks
     norms_F = dictionary.W_enc.norm(dim=1)
-    norm = ENCODER_NORM * (norms_F[live_F] if live_F.any() else norms_F).mean()
-    dictionary.W_enc[latents_X] = norm * normalize(x_XP - dictionary.b_dec if dictionary.centered else x_XP)
-    dictionary.W_dec[latents_X] = normalize(y_XR - dictionary.beside_latents(x_XP))
-    dictionary.b_enc[latents_X] = 0
+    live_F = live_F if ranks.over_latents(live_F.sum()) > 0 else torch.ones_like(live_F)
+    mean = ranks.over_latents((norms_F * live_F).sum()) / ranks.over_latents(live_F.sum())
+    places_X = latents_X - dictionary.latents * ranks.latent_share
+    own_X = (places_X >= 0) & (places_X < dictionary.latents)
+    places_X, x_XP, y_XR = places_X[own_X], x_XP[own_X], y_XR[own_X]
+    dictionary.W_enc[places_X] = ENCODER_NORM * mean * normalize(dictionary.centre(x_XP))
+    dictionary.W_dec[places_X] = normalize(y_XR - dictionary.beside_latents(x_XP))
+    dictionary.b_enc[places_X] = 0
     for name, parameter in dictionary.sparsity.named_parameters():
-        parameter[latents_X] = trainer.started[name]
+        parameter[places_X] = trainer.started[name]
     for parameter in (dictionary.W_enc, dictionary.W_dec, dictionary.b_enc, *dictionary.sparsity.parameters()):
         for moment in ("exp_avg", "exp_avg_sq"):
-            trainer.optimizer.state[parameter][moment][latents_X] = 0
+            trainer.optimizer.state[parameter][moment][places_X] = 0
 
 
 def _rows_of(chunks: np.ndarray, size: int, rows: int) -> np.ndarray:

@@ -38,6 +38,12 @@ CASES: dict[str, dict[str, Any]] = {
     "levels of many": {**RELU, "matryoshka": {"levels": [0.4, 0.7, 1]}},
     "auxk": {"auxk": {"dead_after": 500}},
     "auxk of a batch": {**BATCHTOPK, "auxk": {"dead_after": 500}},
+    "resampled": {"resample": {"every": 128 * 10, "window": 500, "inputs": 3_000}},
+    "resampled transcoder": {
+        "sparsity": {"jumprelu": {"l0": 3}},
+        "writes": ["y"],
+        "resample": {"every": 128 * 10, "window": 128},
+    },
     "anchors": {"anchors": {"source": "clusters", "count": 5}},
     "skip transcoder": {"writes": ["y"], "skip": True},
     "crosscoder": {**RELU, "reads": ["x", "y"]},

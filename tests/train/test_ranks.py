@@ -73,6 +73,13 @@ def test_two_processes_train_as_one(alone: Path, together: Path, split: str, cas
         assert sum("auxk" in line for line in curve) > STEPS[split] / 2, "there were dead latents to speak of"
     for one, two in zip(curve, metrics_of(together / "output"), strict=True):
         assert two == pytest.approx(one, rel=1e-9, abs=1e-12)
+    events, same_events = ((folder / "output" / "resampling.jsonl").read_text() for folder in (alone, together))
+    assert bool(events) == case.startswith("resampled")
+    for event, same in zip(
+        map(json.loads, events.splitlines()), map(json.loads, same_events.splitlines()), strict=True
+    ):
+        assert event.keys() == same.keys()
+        assert all(same[key] == pytest.approx(event[key], rel=1e-9) for key in event)
     (idle_TF,) = idle_of(alone)
     for each_TF in idle_of(together):
         assert torch.equal(each_TF, idle_TF)

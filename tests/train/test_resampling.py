@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from harvest.store import Store
 from tests.train.test_resume import StoppedError, assert_same
-from tests.training import KINDS, TWO_PROCESSES, command, metrics_of, run, spec_of, watch_steps
+from tests.training import KINDS, metrics_of, run, spec_of, watch_steps
 from train.anchors import Anchors
 from train.batches import Batch, Batches
 from train.checkpoint import Checkpoints
@@ -300,23 +300,3 @@ def test_a_stopped_run_continues_to_the_same_bytes(
             file.write('{"step": 7, "tok')  # a kill in the middle of a line
     assert_same(run(spec, store, tmp_path / "stopped"), undisturbed)
     assert (tmp_path / "stopped/output/resampling.jsonl").read_text().splitlines() == events
-
-
-def test_two_processes_resample_as_one(store: Store, tmp_path: Path) -> None:
-    """The same latents from the same inputs, and the same loss to 1e-4 from then on."""
-    spec = spec_of(resample={"every": 128 * 10, "window": 128}, latents=256, tokens=128 * 60)
-    alone = run(spec, store, tmp_path / "alone")
-    command(spec, store, tmp_path / "two", *TWO_PROCESSES)
-    together = tmp_path / "two/output"
-    one, two = (
-        [json.loads(line) for line in (output / "resampling.jsonl").read_text().splitlines()]
-        for output in (alone, together)
-    )
-    assert len(one) == 3
-    assert sum(event["resampled"] for event in one) > 20
-    for key in ("step", "tokens", "latents", "rows", "inputs"):
-        assert [event[key] for event in one] == [event[key] for event in two], key
-    for key in ("loss_before", "loss_after"):
-        assert [event[key] for event in two] == pytest.approx([event[key] for event in one], rel=1e-4)
-    for line, other in zip(metrics_of(alone), metrics_of(together), strict=True):
-        assert other["loss"] == pytest.approx(line["loss"], rel=1e-4)
