@@ -63,7 +63,7 @@ def test_a_bad_path_is_one_line(store: Store, tmp_path: Path, capsys: pytest.Cap
         ("skip: false", ["--output", "2"], ["--output: 3 given for 2 dictionaries; give one for each, in their order"]),
         ("skip: false", ["--anchors", "a"], ["--anchors: 1 given for 0 dictionaries with anchors"]),
         ("anchors: {source: clusters, count: 1}", [], ["--anchors: 0 given for 1 dictionaries with anchors"]),
-        ("skip: false", ["--memory", "0"], ["--memory: 0 MiB is too little for batches of 128 rows", "give at least 2"]),
+        ("skip: false", ["--memory", "0"], ["--memory: 0 MiB is too little for batches of 128 rows", "at least 2"]),
     ],
 )
 def test_bad_passes_are_one_line(
