@@ -33,7 +33,8 @@ def run(
     is given again; SIGTERM makes a checkpoint first.
 
     For several, repeat --output and --checkpoints, one for each dictionary in their order, and --anchors, one for each
-    that has anchors. They must have the same batch, seed, holdout and tokens, and come out as if trained alone.
+    that has anchors. They must have the same batch, seed, holdout, tokens and split, and come out as if trained
+    alone.
     """
     checked = [read_spec(spec, DictionarySpec) for spec in specs]
     anchored = [spec for spec in checked if spec.anchors is not None]

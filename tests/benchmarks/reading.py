@@ -117,7 +117,7 @@ def _peaks(small: Store, large: Store) -> list[dict[str, Any]]:
         "MiB",
         f"topk, {WIDTH} x {latents}, --memory {memory}, {rows} rows of either store",
     )
-    latents, memory, rows = 512, 2048, large.rows
+    latents, memory, rows = 64, 2048, large.rows
     promised = 4 * 2 * WIDTH * latents * 4 / MIB + memory + 1024
     whole = record(
         "peak memory / what is promised",
@@ -131,7 +131,7 @@ def _peaks(small: Store, large: Store) -> list[dict[str, Any]]:
 
 
 def _peak(store: Store, latents: int, memory: int, rows: int) -> float:
-    spec = {"reads": ["x"], "latents": latents, "sparsity": {"topk": {"l0": 32}}, "tokens": rows, "batch": 2048}
+    spec = {"reads": ["x"], "latents": latents, "sparsity": {"topk": {"l0": 8}}, "tokens": rows, "batch": 2048}
     folder = store.path.parent
     places = ["--output", str(folder / "output"), "--checkpoints", str(folder / "checkpoints")]
     arguments = ["-m", "train", "run", json.dumps(spec), "--store", str(store.path), *places, "--memory", str(memory)]
