@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from train.kernels import Pattern, SparsePattern
+from train.kernels import Pattern
 from train.ranks import Ranks
 from train.sparsity import Sparsity
 
@@ -87,12 +87,9 @@ class Dictionary(nn.Module):
         """Latents of a batch. `rounded`: look for the active ones in bfloat16; their values are exact all the same."""
         x_BP = self.centre(x_BP)
         with torch.no_grad():
-            z_BF = self.preactivations(x_BP, rounded)
-            pattern = self.sparsity.select(z_BF)
+            pattern = self.sparsity.select(self.preactivations(x_BP, rounded))
         bias_N = pattern.pick(self.b_enc)
         z_N = pattern.sampled(x_BP, self.W_enc) + bias_N
-        if isinstance(pattern, SparsePattern) and pattern.fires_N is not None:
-            z_N = torch.where(pattern.fires_N, z_N, pattern.take(z_BF).to(z_N.dtype))
         return Codes(pattern, z_N, self.sparsity.activate(z_N, bias_N, pattern))
 
     def centre(self, x_BP: Tensor) -> Tensor:

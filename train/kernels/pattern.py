@@ -22,9 +22,8 @@ from torch import Tensor
 class SparsePattern:
     """Compressed sparse rows: row b has latents `latents_N[offsets_B1[b]:offsets_B1[b+1]]`. Values are `(N,)`.
 
-    `fires_N` says where a latent may be active, None: everywhere. At the other places the value is zero, nothing is
-    computed, and only a surrogate gradient passes, for which a product rounded to bfloat16 does (JumpReLU's kernel
-    looks at far more latents than fire).
+    `fires_N` says where a latent may be active, None: everywhere. At the other places the value is zero and only a
+    surrogate gradient passes: they are left out of all sums (JumpReLU's kernel looks at far more latents than fire).
     """
 
     offsets_B1: Tensor
@@ -71,16 +70,12 @@ class SparsePattern:
         offsets_B1 = F.pad(self.fires_N.cumsum(0), (1, 0))[self.offsets_B1]
         return SparsePattern(offsets_B1, self.latents_N[kept_N], self.latents), kept_N
 
-    def take(self, matrix_BF: Tensor) -> Tensor:
-        """A matrix's entries at the places, `(N,)`."""
-        return matrix_BF[self.rows_N, self.latents_N]
-
     def pick(self, parameter_F: Tensor) -> Tensor:
         """A parameter of each latent, at the active places: `(N,)`."""
         return parameter_F[self.latents_N]
 
     def sampled(self, x_BD: Tensor, W_FD: Tensor) -> Tensor:
-        """`<x_b, W_f>` at the active places, zero where none may be: `(N,)`."""
+        """`<x_b, W_f>` at the places: `(N,)`; where no latent may be active no gradient comes back."""
         found: Tensor = _Sampled.apply(x_BD, W_FD, self)  # type: ignore[no-untyped-call]
         return found
 
@@ -216,15 +211,9 @@ class _Product(torch.autograd.Function):
         firing_N, W_FD = ctx.saved_tensors
         (gradient_BD,) = gradients
         pattern: SparsePattern = ctx.pattern
+        values = _sampled(pattern, gradient_BD, W_FD) if ctx.needs_input_grad[0] else None
         firing = pattern if pattern.fires_N is None else pattern.firing[0]
-        values = W = None
-        if ctx.needs_input_grad[0]:
-            values = _sampled(firing, gradient_BD, W_FD)
-            if firing is not pattern:
-                rounded_BF = gradient_BD.bfloat16() @ W_FD.bfloat16().T
-                values = pattern.take(rounded_BF).to(values.dtype).index_copy_(0, pattern.firing[1], values)
-        if ctx.needs_input_grad[1]:
-            W = _transposed_product(firing, firing_N, gradient_BD)
+        W = _transposed_product(firing, firing_N, gradient_BD) if ctx.needs_input_grad[1] else None
         return values, W, None
 
 
@@ -233,10 +222,7 @@ class _Sampled(torch.autograd.Function):
     def forward(ctx: Any, x_BD: Tensor, W_FD: Tensor, pattern: SparsePattern) -> Tensor:
         ctx.save_for_backward(x_BD, W_FD)
         ctx.pattern = pattern
-        if pattern.fires_N is None:
-            return _sampled(pattern, x_BD, W_FD)
-        firing, kept_N = pattern.firing
-        return x_BD.new_zeros(len(pattern.latents_N)).index_copy_(0, kept_N, _sampled(firing, x_BD, W_FD))
+        return _sampled(pattern, x_BD, W_FD)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor | None, None]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from train.kernels import DensePattern, Pattern, pattern_of
-from train.sparsity.base import Sparsity, above, start_threshold
+from train.sparsity.base import Sparsity, above, less_rounding, start_threshold
 
 
 class JumpReLU(Sparsity):
@@ -33,9 +33,10 @@ class JumpReLU(Sparsity):
         if not self.training:
             return pattern_of(above(z_BF, self.threshold))
         pattern = pattern_of(above(z_BF, (self.threshold - self.bandwidth / 2).clamp_min(0)))
-        if isinstance(pattern, DensePattern) or z_BF.dtype != torch.bfloat16:
+        if isinstance(pattern, DensePattern):
             return pattern
-        return replace(pattern, fires_N=above(pattern.take(z_BF), pattern.pick(self.threshold)))
+        z_N = z_BF[pattern.rows_N, pattern.latents_N]
+        return replace(pattern, fires_N=z_N > less_rounding(pattern.pick(self.threshold)))
 
     def activate(self, z_N: Tensor, bias_N: Tensor, pattern: Pattern) -> Tensor:
         values: Tensor = _Jump.apply(z_N, pattern.pick(self.threshold), self.bandwidth)  # type: ignore[no-untyped-call]
