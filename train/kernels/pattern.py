@@ -7,7 +7,7 @@ PyTorch's embedding bag multiplies and sums as it gathers, so memory grows with 
 run it at memory speed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from types import ModuleType
 from typing import Any
@@ -62,13 +62,23 @@ class SparsePattern:
         edges = torch.arange(self.latents + 1, device=latents_N.device)
         return SparsePattern(torch.searchsorted(latents_N, edges), self.rows_N[order_N], self.rows), order_N
 
-    @cached_property
-    def firing(self) -> tuple["SparsePattern", Tensor]:
-        """The places where a latent may be active, and their numbers among all."""
-        assert self.fires_N is not None
-        kept_N = places(self.fires_N)
-        offsets_B1 = F.pad(self.fires_N.cumsum(0), (1, 0))[self.offsets_B1]
+    def _only(self, keep_N: Tensor) -> tuple["SparsePattern", Tensor]:
+        """The places where `keep_N`, and their numbers among all."""
+        kept_N = places(keep_N)
+        offsets_B1 = F.pad(keep_N.cumsum(0), (1, 0))[self.offsets_B1]
         return SparsePattern(offsets_B1, self.latents_N[kept_N], self.latents), kept_N
+
+    @cached_property
+    def _firing(self) -> tuple["SparsePattern", Tensor]:
+        assert self.fires_N is not None
+        return self._only(self.fires_N)
+
+    def firing(self, values_N: Tensor) -> tuple["SparsePattern", Tensor]:
+        """The places where a latent may be active, and the values there."""
+        if self.fires_N is None:
+            return self, values_N
+        pattern, kept_N = self._firing
+        return pattern, values_N[kept_N]
 
     def pick(self, parameter_F: Tensor) -> Tensor:
         """A parameter of each latent, at the active places: `(N,)`."""
@@ -86,10 +96,9 @@ class SparsePattern:
 
     def where(self, keep_N: Tensor, values_N: Tensor) -> tuple["SparsePattern", Tensor]:
         """Only the places where `keep_N`, and the values there."""
-        kept_N = places(keep_N)
-        offsets_B1 = F.pad(keep_N.cumsum(0), (1, 0))[self.offsets_B1]
+        kept, kept_N = self._only(keep_N)
         fires_N = None if self.fires_N is None else self.fires_N[kept_N]
-        return SparsePattern(offsets_B1, self.latents_N[kept_N], self.latents, fires_N), values_N[kept_N]
+        return replace(kept, fires_N=fires_N), values_N[kept_N]
 
     def count(self, active_N: Tensor) -> Tensor:
         """How many rows each latent is active in: `(F,)`."""
@@ -199,21 +208,17 @@ def _transposed_product(pattern: SparsePattern, values_N: Tensor, x_BD: Tensor) 
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values_N: Tensor, W_FD: Tensor, pattern: SparsePattern) -> Tensor:
-        ctx.pattern = pattern
-        if pattern.fires_N is not None:
-            pattern, kept_N = pattern.firing
-            values_N = values_N[kept_N]
-        ctx.save_for_backward(values_N, W_FD)
-        return _product(pattern, values_N, W_FD)
+        firing, firing_N = pattern.firing(values_N)
+        ctx.save_for_backward(firing_N, W_FD)
+        ctx.pattern, ctx.firing = pattern, firing
+        return _product(firing, firing_N, W_FD)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor | None, None]:
         firing_N, W_FD = ctx.saved_tensors
         (gradient_BD,) = gradients
-        pattern: SparsePattern = ctx.pattern
-        values = _sampled(pattern, gradient_BD, W_FD) if ctx.needs_input_grad[0] else None
-        firing = pattern if pattern.fires_N is None else pattern.firing[0]
-        W = _transposed_product(firing, firing_N, gradient_BD) if ctx.needs_input_grad[1] else None
+        values = _sampled(ctx.pattern, gradient_BD, W_FD) if ctx.needs_input_grad[0] else None
+        W = _transposed_product(ctx.firing, firing_N, gradient_BD) if ctx.needs_input_grad[1] else None
         return values, W, None
 
 
@@ -227,11 +232,7 @@ class _Sampled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor | None, None]:
         x_BD, W_FD = ctx.saved_tensors
-        (gradient_N,) = gradients
-        pattern: SparsePattern = ctx.pattern
-        if pattern.fires_N is not None:
-            pattern, kept_N = pattern.firing
-            gradient_N = gradient_N[kept_N]
+        pattern, gradient_N = ctx.pattern.firing(gradients[0])
         x = _product(pattern, gradient_N, W_FD) if ctx.needs_input_grad[0] else None
         W = _transposed_product(pattern, gradient_N, x_BD) if ctx.needs_input_grad[1] else None
         return x, W, None
