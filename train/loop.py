@@ -2,7 +2,6 @@
 
 import contextlib
 import pathlib
-import resource
 import signal
 import sys
 import threading
@@ -17,7 +16,7 @@ from harvest.progress import progress
 from harvest.store import Store
 from train.batches import MEMORY, Batches
 from train.config import SAME_IN_A_PASS, training_rows
-from train.memory import keep_buffers
+from train.memory import keep_buffers, peak_bytes
 from train.run import Job, Run
 
 CHECKPOINT_SHARE = 1 / 20
@@ -76,7 +75,7 @@ def train(jobs: Sequence[Job], store_path: pathlib.Path, every: float = 60, memo
                 "rows_trained_on": rows,
                 "seconds": seconds,
                 "tokens_per_second": (run.trainer.steps - first) * spec.batch / seconds,
-                "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "peak_memory_bytes": peak_bytes(),
                 "processes": accelerator.num_processes,
                 "dictionaries_in_this_pass": len(runs),
                 "device": str(accelerator.device),

@@ -1,6 +1,8 @@
-"""Buffers of a training step are used again, not given back."""
+"""What a training process does with memory, and how much it took."""
 
 import ctypes
+import pathlib
+import resource
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
@@ -18,3 +20,15 @@ def keep_buffers() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held at once.
+
+    Linux says it of the program that runs now; `getrusage` also counts what a process was before it became this one.
+    """
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return 1024 * int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

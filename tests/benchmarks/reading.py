@@ -26,7 +26,7 @@ PAIRS = 3
 def run() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         small, large = (_store(pathlib.Path(name) / f"{rows}", rows) for rows in (ROWS // 10, ROWS))
-        figures = _peaks(small, large)  # first: a process inherits the peak of the one that starts it
+        figures = _peaks(small, large)
         keep_buffers()
         return [*figures, *_speeds(large)]
 

@@ -1,0 +1,24 @@
+"""The peak that a run reports is its own, not that of the process that started it."""
+
+import subprocess
+import sys
+
+MIB = 2**20
+
+
+def test_a_process_does_not_inherit_the_peak_of_the_one_that_started_it() -> None:
+    held = bytearray(300 * MIB)
+    held[::4096] = b"\1" * len(held[::4096])
+    said = subprocess.run(
+        [sys.executable, "-c", "from train.memory import peak_bytes; print(peak_bytes())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert MIB < int(said.stdout) < 200 * MIB
+
+
+def test_the_peak_stays_when_the_memory_is_gone() -> None:
+    command = "from train.memory import peak_bytes; held = bytearray(b'x' * (300 << 20)); del held; print(peak_bytes())"
+    said = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert int(said.stdout) > 300 * MIB
