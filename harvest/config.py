@@ -40,6 +40,8 @@ class ModelSpec(Spec):
 
     id: str
     """A Hugging Face id or a local directory."""
+    backend: Literal["transformers", "transformer_lens", "open_clip"] = "transformers"
+    """The library that loads and runs it, and whose names its sites have."""
     revision: str | None = None
     """A branch, tag or commit on the Hub."""
     dtype: Dtype = "bfloat16"

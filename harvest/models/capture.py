@@ -1,6 +1,6 @@
 """Read activations out of a forward pass, which ends as soon as the last of them is there."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ def capture(
     `attention_mask_BT` is 1 at tokens and 0 at padding, on either side; what is captured at padding means nothing.
     Raises `UserError` where a site is never reached or is not one vector per token.
     """
-    captured = run_until_captured(model, sites, input_ids_BT, attention_mask_BT)
+    captured = run_until_captured(model, sites, text_inputs(model, input_ids_BT, attention_mask_BT))
     for site in sites:
         if site.name not in captured:
             raise UserError(f"{site.name}: a forward pass of this model gives no tensor there")
@@ -53,9 +53,9 @@ def one_token() -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.inference_mode()
 def run_until_captured(
-    model: torch.nn.Module, sites: Collection[Site], input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor
+    model: torch.nn.Module, sites: Collection[Site], inputs: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """As `capture`, unchecked: a site that is not reached, or is no tensor, is absent."""
+    """What each site holds in one pass of `model(**inputs)`; a site that is not reached, or is no tensor, is absent."""
     captured: dict[str, torch.Tensor] = {}
 
     def keep(site: Site, value: Any) -> None:
@@ -68,7 +68,6 @@ def run_until_captured(
             raise _AllCaptured
 
     names = {site.name for site in sites}
-    inputs = _inputs(model, input_ids_BT, attention_mask_BT)
     handles = []
     try:
         for site in sites:
@@ -103,9 +102,10 @@ def _output_hook(site: Site, keep: Any) -> Any:
     return hook
 
 
-def _inputs(
+def text_inputs(
     model: torch.nn.Module, input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor
 ) -> dict[str, torch.Tensor]:
+    """What a text model takes, on its device; texts may be padded on either side."""
     device = next(model.parameters()).device
     inputs = {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT}
     starts_late = bool((attention_mask_BT[:, 1:] > attention_mask_BT[:, :-1]).any())

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from harvest.errors import UserError
-from harvest.models.capture import Site, one_token, run_until_captured
+from harvest.models.capture import Site, one_token, run_until_captured, text_inputs
 from harvest.models.load import takes
 
 ATTENTION = re.compile(r"(self_?)?(attn|attention)", re.IGNORECASE)
@@ -26,13 +26,19 @@ def resolve_sites(model: torch.nn.Module, names: Iterable[str]) -> dict[str, Sit
 def list_sites(model: torch.nn.Module) -> dict[str, int | None]:
     """Every named site -> the width of its vectors; None where a pass over one token gives no vector per token."""
     sites = named_sites(model)
-    captured = run_until_captured(model, sites, *one_token())
+    captured = run_until_captured(model, sites, text_inputs(model, *one_token()))
     widths: dict[str, int | None] = {site.name: None for site in sites}
     return widths | {name: value.shape[-1] for name, value in captured.items() if value.shape[:-1] == (1, 1)}
 
 
 def named_sites(model: Any) -> list[Site]:
-    """All sites with a name of their own, in the order of the forward pass."""
+    """All sites with a name of their own, in the order of the forward pass.
+
+    A model that is not from transformers names them itself, in a method of this name.
+    """
+    if hasattr(model, "named_sites"):
+        found: list[Site] = model.named_sites()
+        return found
     sites = []
     if (embed := _path_of(model, model.get_input_embeddings())) is not None:
         sites.append(Site("embed", embed, "out"))
