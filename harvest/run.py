@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from harvest.errors import UserError
 from harvest.files import make_folder, write_json
+from harvest.memory import keep_buffers
 from harvest.progress import progress
 from harvest.source import Source
 from harvest.store import Store
@@ -36,6 +37,7 @@ def harvest(
     """
     if source.rows == 0:
         raise UserError("the corpus is empty: there is no row to harvest")
+    keep_buffers()
     writer = StoreWriter(store, source, aliases)
     writer.check()
     index, parts = part

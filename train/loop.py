@@ -12,11 +12,11 @@ import accelerate
 import torch
 
 from harvest.errors import UserError
+from harvest.memory import keep_buffers, peak_bytes
 from harvest.progress import progress
 from harvest.store import Store
 from train.batches import MEMORY, Batches
 from train.config import SAME_IN_A_PASS, training_rows
-from train.memory import keep_buffers, peak_bytes
 from train.run import Job, Run
 
 CHECKPOINT_SHARE = 1 / 20

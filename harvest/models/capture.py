@@ -1,6 +1,6 @@
 """Read activations out of a forward pass, which ends as soon as the last of them is there."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,20 +24,30 @@ class _AllCaptured(Exception):  # noqa: N818
 
 
 def capture(
-    model: torch.nn.Module, sites: Collection[Site], input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor
+    model: torch.nn.Module,
+    sites: Collection[Site],
+    input_ids_BT: torch.Tensor,
+    attention_mask_BT: torch.Tensor,
+    take: Callable[[torch.Tensor], torch.Tensor] = torch.clone,
 ) -> dict[str, torch.Tensor]:
     """Site name -> its activations `(B, T, width)` on the model's device, from one pass that stops after the last one.
 
     `attention_mask_BT` is 1 at tokens and 0 at padding, on either side; what is captured at padding means nothing.
+    `take` copies what is wanted of them.
     Raises `UserError` where a site is never reached or is not one vector per token.
     """
-    captured = run_until_captured(model, sites, text_inputs(model, input_ids_BT, attention_mask_BT))
+
+    def take_checked(site: Site, value: torch.Tensor) -> torch.Tensor:
+        if value.shape[:-1] != input_ids_BT.shape:
+            raise UserError(
+                f"{site.name}: its shape {tuple(value.shape)} is not one vector per token {tuple(input_ids_BT.shape)}"
+            )
+        return take(value)
+
+    captured = run_until_captured(model, sites, text_inputs(model, input_ids_BT, attention_mask_BT), take_checked)
     for site in sites:
         if site.name not in captured:
             raise UserError(f"{site.name}: a forward pass of this model gives no tensor there")
-        if captured[site.name].shape[:-1] != input_ids_BT.shape:
-            shape = tuple(captured[site.name].shape)
-            raise UserError(f"{site.name}: its shape {shape} is not one vector per token {tuple(input_ids_BT.shape)}")
     return {site.name: captured[site.name] for site in sites}
 
 
@@ -53,17 +63,22 @@ def one_token() -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.inference_mode()
 def run_until_captured(
-    model: torch.nn.Module, sites: Collection[Site], inputs: Mapping[str, torch.Tensor]
+    model: torch.nn.Module,
+    sites: Collection[Site],
+    inputs: Mapping[str, torch.Tensor],
+    take: Callable[[Site, torch.Tensor], torch.Tensor] = lambda _, value: value.clone(),
 ) -> dict[str, torch.Tensor]:
-    """What each site holds in one pass of `model(**inputs)`; a site that is not reached, or is no tensor, is absent."""
+    """What each site holds in one pass of `model(**inputs)`; a site that is not reached, or is no tensor, is absent.
+
+    `take` gives what is wanted of it as a copy, because some models go on to change the tensor in place: Falcon adds
+    the attention's output to the MLP's.
+    """
     captured: dict[str, torch.Tensor] = {}
 
     def keep(site: Site, value: Any) -> None:
         # A module that runs twice in a pass is captured at its first run.
         if isinstance(value, torch.Tensor) and site.name not in captured:
-            # A copy, because some models go on to change the tensor in place: Falcon adds the attention's output to the
-            # MLP's. It costs a thousandth of the pass a site.
-            captured[site.name] = value.clone()
+            captured[site.name] = take(site, value)
         if len(captured) == len(names):
             raise _AllCaptured
 

@@ -1,4 +1,4 @@
-"""How much of the model's own speed a harvest keeps: SmolLM2-135M to layer 12, three sites, bfloat16, context 256."""
+"""How much of the model's own speed a harvest keeps: SmolLM2-135M to layer 12, bfloat16, context 256."""
 
 import contextlib
 import itertools
@@ -24,10 +24,14 @@ from harvest.store import Store
 from tests.benchmarks.measure import record
 
 LAYER, CONTEXT, BATCH_TOKENS = 12, 256, 8192
-SITES = [f"layers.{LAYER}.{part}" for part in ("resid_post", "mlp_in", "mlp_out")]
-PART = (1, 8)
-"""Of a store of 250,000 rows, as the demo's: two of its seventeen shards, 30,720 rows."""
-PAIRS, SAELENS_PAIRS = 5, 3
+PARTS = ("resid_post", "mlp_in", "mlp_out", "attn_out")
+SITES = [f"layers.{layer}.{part}" for layer in (LAYER, LAYER // 2) for part in PARTS]
+COUNTS = (1, 3, 8)
+"""How many of these sites are read in one pass."""
+PART = (1, 4)
+"""Of a store of 250,000 rows, as the demo's: four of its seventeen shards, 61,440 rows. Computing a shard overlaps with
+writing the one before, and nothing overlaps with writing the last."""
+PAIRS = 3
 MODEL = pathlib.Path("resources/models/smollm2")
 SAELENS = pathlib.Path(".peers/sae-lens/bin/python")
 WITH = f"SmolLM2-135M, bfloat16, context {CONTEXT}, {BATCH_TOKENS} tokens a batch"
@@ -43,24 +47,22 @@ def run() -> list[dict[str, Any]]:
         corpus = CorpusSpec(documentation="installed", tokens=250_000, context=CONTEXT)
         prepare(corpus, load_tokenizer(spec), folder / "corpus.zarr")
         prepared = Corpus(folder / "corpus.zarr")
-        source = ModelSource(spec, prepared, HarvestSpec(sites=SITES, batch_tokens=BATCH_TOKENS))
         numbers = itertools.count()
-        rows, batches = _watched(source, folder / "watched")
-        ours, bare = [], []
-        for _ in range(PAIRS):
-            ours.append(rows / _seconds_to_harvest(source, folder / str(next(numbers))))
-            bare.append(rows / _seconds_of_forward_passes(source.model, batches))
-        figures = [
-            record(
-                "harvest, three sites / bare forward",
-                ours,
-                bare,
-                "tokens/s",
+        figures = []
+        for count in COUNTS:
+            source = ModelSource(spec, prepared, HarvestSpec(sites=SITES[:count], batch_tokens=BATCH_TOKENS))
+            rows, batches = _watched(source, folder / f"watched-{count}")
+            ours, bare = [], []
+            for _ in range(PAIRS):
+                ours.append(rows / _seconds_to_harvest(source, folder / str(next(numbers))))
+                bare.append(rows / _seconds_of_forward_passes(source.model, batches))
+            how = (
                 f"{WITH}, {rows} rows written to a store; peer: the same batches through the first {LAYER + 1} layers, "
-                f"nothing kept; {PAIRS} pairs",
+                f"nothing kept; {PAIRS} pairs"
             )
-        ]
-        figures.append(_against_saelens(source, folder, numbers, rows))
+            figures.append(record(f"harvest, sites in one pass: {count} / bare forward", ours, bare, "tokens/s", how))
+            if count == 3:
+                figures.append(_against_saelens(source, folder, numbers, rows))
     return figures
 
 
@@ -108,9 +110,9 @@ def _against_saelens(source: ModelSource, folder: pathlib.Path, numbers: "iterto
     batch = str(BATCH_TOKENS // CONTEXT)
     arguments = [str(MODEL), f"model.layers.{LAYER}", str(source.widths[SITES[0]]), str(folder / "tokens.npy"), batch]
     ours, peer = [], []
-    for _ in range(SAELENS_PAIRS):
+    for _ in range(PAIRS):
         ours.append(rows / _seconds_to_harvest(source, folder / str(next(numbers))))
         done = subprocess.run([str(SAELENS), str(script), *arguments], stdout=subprocess.PIPE, text=True, check=True)
         peer.append(float(done.stdout.split()[-1]))
-    how = f"{WITH}; peer: CacheActivationsRunner, the same tokens in full sequences, one site; {SAELENS_PAIRS} pairs"
+    how = f"{WITH}; peer: CacheActivationsRunner, the same tokens in full sequences, one site; {PAIRS} pairs"
     return record(name, ours, peer, "tokens/s", how)

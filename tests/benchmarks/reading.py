@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from harvest.memory import keep_buffers
 from harvest.store import Store
 from tests.benchmarks.measure import record
 from tests.synthetic import Synthetic, synthetic_store
 from train.batches import MIB, Batch, Batches
-from train.memory import keep_buffers
 
 WIDTH, BATCH, ROWS = 768, 4096, 3 * 2**19
 PAIRS = 3

@@ -136,9 +136,9 @@ def test_rows_equal_a_hook_on_the_same_batch(harvested: Harvested, monkeypatch: 
     ran: list[tuple[torch.Tensor, torch.Tensor]] = []
     capture = model_source.capture
 
-    def watched(itself: Any, sites: Any, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+    def watched(model: Any, sites: Any, ids_BT: torch.Tensor, mask_BT: torch.Tensor, *take: Any) -> Any:
         ran.append((ids_BT, mask_BT))
-        return capture(itself, sites, ids_BT, mask_BT)
+        return capture(model, sites, ids_BT, mask_BT, *take)
 
     monkeypatch.setattr(model_source, "capture", watched)
     known = {tuple(ids): (row, keep) for row, ids, keep in numbered(sequences(harvested))}

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from train_timing import arguments, print_speed
 
+from harvest.memory import keep_buffers
 from tests.synthetic import Synthetic, synthetic_store
 from train.batches import Batch
 from train.config import DictionarySpec
-from train.memory import keep_buffers
 from train.trainer import Trainer
 
 

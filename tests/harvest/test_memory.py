@@ -10,7 +10,7 @@ def test_a_process_does_not_inherit_the_peak_of_the_one_that_started_it() -> Non
     held = bytearray(300 * MIB)
     held[::4096] = b"\1" * len(held[::4096])
     said = subprocess.run(
-        [sys.executable, "-c", "from train.memory import peak_bytes; print(peak_bytes())"],
+        [sys.executable, "-c", "from harvest.memory import peak_bytes; print(peak_bytes())"],
         capture_output=True,
         text=True,
         check=True,
@@ -19,6 +19,8 @@ def test_a_process_does_not_inherit_the_peak_of_the_one_that_started_it() -> Non
 
 
 def test_the_peak_stays_when_the_memory_is_gone() -> None:
-    command = "from train.memory import peak_bytes; held = bytearray(b'x' * (300 << 20)); del held; print(peak_bytes())"
+    command = (
+        "from harvest.memory import peak_bytes; held = bytearray(b'x' * (300 << 20)); del held; print(peak_bytes())"
+    )
     said = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert int(said.stdout) > 300 * MIB

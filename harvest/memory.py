@@ -1,4 +1,4 @@
-"""What a training process does with memory, and how much it took."""
+"""What a long job does with memory, and how much it took."""
 
 import ctypes
 import pathlib
