@@ -63,6 +63,7 @@ rule model:
 rule prepare:
     input:
         model_directory,
+        lambda wildcards: experiment.corpus_files(wildcards.harvest),
     output:
         results / "harvest/{harvest}/corpus.json",
     log:

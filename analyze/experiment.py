@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, Tag
 from analyze.variations import spread_variations
 from harvest.bench.config import BenchSpec
 from harvest.config import CorpusSpec, HarvestSpec, ModelSpec, Name, Spec, check_spec
+from harvest.corpora.records import matching_files
 from harvest.errors import UserError
 from train.config import SAME_IN_A_PASS, DictionarySpec
 
@@ -110,6 +111,12 @@ class Experiment(Spec):
 
     def corpus_text(self, harvest: str) -> str:
         return _text(self.corpora[self.model_harvests[harvest].corpus])
+
+    def corpus_files(self, harvest: str) -> list[str]:
+        """What a corpus is read from on this machine: where it changes, the corpus is made again."""
+        corpus = self.corpora[self.model_harvests[harvest].corpus]
+        patterns = [*(corpus.files or []), *corpus.lexicons.values()]
+        return [str(path) for pattern in patterns for path in matching_files(pattern)]
 
     def harvest_text(self, harvest: str) -> str:
         spec = self.harvests[harvest]

@@ -29,6 +29,10 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class Spec(pydantic.BaseModel):
     """A part of the config: unknown keys are refused, values never change."""
 
@@ -61,20 +65,72 @@ class ModelSpec(Spec):
 
 
 class CorpusSpec(Spec):
-    """Text that a model reads."""
+    """Text that a model reads, from one of `documentation`, `dataset` and `files`."""
 
-    documentation: Literal["installed"] | list[str]
-    """Docstrings of installed Python packages: `installed` for all, or a list of package names."""
+    documentation: Literal["installed"] | list[str] | None = None
+    """Docstrings of installed Python packages: `installed` for all, or a list of package names. Labels: `package`."""
     minimum_characters: Count = 200
     """Shorter docstrings are left out."""
+    dataset: str | None = None
+    """A dataset on the Hugging Face Hub; it is streamed, so that no more is downloaded than `tokens` need."""
+    subset: str | None = None
+    """The dataset's configuration, where it has several."""
+    split: str = "train"
+    revision: str | None = None
+    """A branch, tag or commit of the dataset."""
+    files: Annotated[list[str], Field(min_length=1), BeforeValidator(_as_list)] | None = None
+    """Local files, or patterns such as `texts/*.txt`, read in the order of their paths: `.txt` and `.md` are a document
+    each, `.jsonl`, `.json`, `.csv` and `.parquet` hold one in every record. Labels: `source`, the file's name."""
+    column: str | None = None
+    """Where a record has its text; `text` unless given, `messages` with `chat`."""
+    labels: list[Name] = Field(default_factory=list)
+    """Columns whose values label their document: a label set each."""
+    lexicons: dict[Name, str] = Field(default_factory=dict)
+    """Label sets for tokens: set -> a YAML file of label -> words. Words match whole words of the text whatever their
+    case; those between slashes, `/colou?rs?/`, are regular expressions. A match labels its last token; where two
+    labels match, the first in the file counts."""
+    chat: bool = False
+    """Records hold conversations, lists of messages with `role` and `content`, that the tokenizer's own chat template
+    turns into text. Its special tokens are read by the model and not stored."""
     tokens: Count
-    """Stop once this many tokens are kept (special tokens and padding are not counted)."""
+    """Stop once exactly this many tokens are kept (what is not stored, such as padding, is not counted)."""
     context: Annotated[int, Field(ge=2)] = 256
     """The most tokens a model sees at once; longer documents are cut."""
-    bos: bool = True
-    """Begin every sequence with the tokenizer's beginning-of-sequence token, if it has one. The model reads it, and it
-    is never stored. Without it a text's first token becomes the attention sink, with a norm a hundred times that of
-    others, and such rows dominate every mean square."""
+    pack: bool = False
+    """Fill every sequence with `context` tokens, documents one after the other (one token fewer where nothing but a
+    beginning would fit). Each document still begins with the beginning-of-sequence token, and attention reaches back
+    into the one before. Otherwise every document begins a sequence of its own."""
+    bos: Literal["add", "keep", "drop"] = "add"
+    """The tokenizer's beginning-of-sequence token, if it has one. `add`: the model reads it before every sequence, and
+    it is never stored. Without it a text's first token becomes the attention sink, with a norm a hundred times that of
+    others, and such rows dominate every mean square. `keep`: it is read and stored, as a row with position -1. `drop`:
+    the model does not see it."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_source(self) -> "CorpusSpec":
+        sources = [key for key in ("documentation", "dataset", "files") if getattr(self, key) is not None]
+        if len(sources) != 1:
+            raise ValueError(
+                f"give exactly one of documentation, dataset and files, not {' and '.join(sources) or 'none'}"
+            )
+        if sources != ["dataset"] and (self.subset or self.revision or self.split != "train"):
+            raise ValueError("subset, split and revision are for a dataset on the Hub")
+        if sources == ["documentation"] and (self.column or self.labels or self.chat):
+            raise ValueError("column, labels and chat are for datasets and files; documentation has no records")
+        taken = [*self.label_sets, *self.lexicons]
+        if len(set(taken)) != len(taken):
+            raise ValueError(f"label sets must have different names, not {', '.join(taken)}")
+        return self
+
+    @property
+    def text_column(self) -> str:
+        """`column`, or its default."""
+        return self.column or ("messages" if self.chat else "text")
+
+    @property
+    def label_sets(self) -> list[str]:
+        """What labels documents."""
+        return [*(["package"] if self.documentation else []), *(["source"] if self.files else []), *self.labels]
 
 
 class HarvestSpec(Spec):

@@ -6,28 +6,26 @@ import hashlib
 import pathlib
 import sysconfig
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 
 from harvest.config import CorpusSpec
-from harvest.corpora.documents import Document
+from harvest.corpora.documents import Document, LeftOut
 from harvest.errors import UserError
-
-LABEL_SETS = ("package",)
 
 # Some 300,000 tokens and 75 packages, parsed in five seconds: a long file's docstrings spread among many others.
 FILES_IN_A_BLOCK = 1024
 
 
-def documents(spec: CorpusSpec, left_out: Counter[str]) -> Iterator[Document]:
+def documents(spec: CorpusSpec, left_out: LeftOut) -> Iterator[Document]:
     """Docstrings of modules, classes and functions, each labelled with its top-level package; duplicates only once.
 
     Parsing everything takes minutes, so this reads as far as it is asked to. Files come in the order of the SHA-256 of
     their path in site-packages, a block at a time, and a block's docstrings in the order of the SHA-256 of their name
     and text: any stretch mixes many packages, and the order depends on nothing but the packages' contents.
-    `left_out` counts, by reason, what was read and not yielded.
+    `left_out` takes what was read and not yielded.
     Raises `UserError` for a package that is not installed.
     """
+    assert spec.documentation is not None
     files = _files(spec.documentation)
     seen: set[bytes] = set()
     for start in range(0, len(files), FILES_IN_A_BLOCK):
@@ -39,7 +37,7 @@ def documents(spec: CorpusSpec, left_out: Counter[str]) -> Iterator[Document]:
             if reason is None:
                 yield document
             else:
-                left_out[reason] += 1
+                left_out.add(reason, document.name)
 
 
 def site_packages() -> list[pathlib.Path]:
@@ -83,13 +81,13 @@ def _module_name(path: str) -> str:
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-def _documents_in(module: str, file: pathlib.Path, left_out: Counter[str]) -> Iterator[Document]:
+def _documents_in(module: str, file: pathlib.Path, left_out: LeftOut) -> Iterator[Document]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # other people's invalid escapes
             tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-        left_out["files that do not parse"] += 1
+        left_out.add("files that do not parse", module)
         return
     package = module.partition(".")[0]
     for name, text in _docstrings(tree, module):

@@ -108,7 +108,7 @@ def test_prepare_and_run(prepared: Path, tmp_path: Path, harvest: Any) -> None:
         ({"spec": '{"sites": ["embed"'}, ["spec is not YAML"]),
         ({"spec": "nowhere.yaml"}, ["spec 'nowhere.yaml' cannot be read: No such file"]),
         ({"model": '{"id": "gpt2", "dtype": "int8"}'}, ['dtype: "int8"', "'bfloat16'"]),
-        ({"model": '{"id": "gpt2", "weights": "x"}'}, ["weights: unknown key; there are id, revision, dtype"]),
+        ({"model": '{"id": "gpt2", "weights": "x"}'}, ["weights: unknown key; there are id, backend, revision, dtype"]),
         ({"model": "absent"}, ["absent: the directory does not exist"]),
         ({"model": "empty"}, ["has no config.json"]),
         ({"model": "no weights"}, ["no weights: the directory has no weights; expected model.safetensors"]),

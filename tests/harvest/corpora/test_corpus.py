@@ -14,7 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from harvest.config import CorpusSpec
-from harvest.corpora import documentation, prepare
+from harvest.corpora import documentation, prepare, writer
 from harvest.corpora.corpus import Corpus
 from harvest.corpora.documents import Document
 from harvest.errors import UserError
@@ -53,12 +53,12 @@ def byte_level(bos: bool) -> PreTrainedTokenizerFast:
 TOKENIZERS = {bos: byte_level(bos) for bos in (True, False)}
 
 
-def write(folder, documents, bos, context=16, tokens=10**6):
+def write(folder, documents, bos, context=16, tokens=10**6, spec=None):
     """Prepare `documents` in place of the installed packages'."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(documentation, "documents", lambda spec, left_out: iter(documents))
-        spec = CorpusSpec(documentation="installed", tokens=tokens, context=context)
-        facts = prepare.prepare(spec, TOKENIZERS[bos], Path(folder) / "corpus.zarr")
+        wanted = CorpusSpec(documentation="installed", tokens=tokens, context=context, **(spec or {}))
+        facts = prepare.prepare(wanted, TOKENIZERS[bos], Path(folder) / "corpus.zarr")
     return facts, Corpus(Path(folder) / "corpus.zarr")
 
 
@@ -119,7 +119,7 @@ def test_equals_a_reconstruction_token_by_token(tmp_path, bos, context, budget):
 def corpora(tmp_path_factory):
     """With and without a beginning-of-sequence token, over several Zarr chunks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "CHUNK_BYTES", 128)
+        patch.setattr(writer, "CHUNK_BYTES", 128)
         return {bos: write(tmp_path_factory.mktemp("corpus"), DOCUMENTS, bos)[1] for bos in (True, False)}
 
 
@@ -222,7 +222,7 @@ def test_same_bytes_and_fingerprint_whatever_the_chunks(tmp_path, monkeypatch):
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(tmp_path / "b") for path in (tmp_path / "b").rglob("*") if path.is_file())
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
-    monkeypatch.setattr(prepare, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(writer, "CHUNK_BYTES", 64)
     assert write(tmp_path / "c", DOCUMENTS, True)[0] == first
 
 
@@ -288,3 +288,67 @@ def test_installed_documentation_from_end_to_end(tmp_path):
     assert facts["spec"] == spec.model_dump(mode="json")
     assert corpus.labels == {"package": ["tqdm"]}
     assert corpus.document_name(0).startswith("tqdm.")
+
+
+def packed(documents, bos, context, budget):
+    """One token at a time: sequences of (token, keep, document, position); `bos` is what becomes of the beginning."""
+    sequences, kept = [], 0
+
+    def put(token, keep, number, position):
+        nonlocal kept
+        if kept < budget:
+            sequences[-1].append((token, keep, number, position))
+            kept += keep
+
+    for number, document in enumerate(documents):
+        for position, token in enumerate(plain_ids(document.text, True)):
+            room = context - len(sequences[-1]) if sequences else 0
+            beginning = bos != "drop" and (position == 0 or room == 0)
+            if kept < budget and room < 1 + beginning:
+                sequences.append([])
+                beginning = bos != "drop"
+            if beginning:
+                put(0, bos == "keep", number, -1)
+            put(token, True, number, position)
+    return sequences
+
+
+@settings(max_examples=60)
+@given(
+    texts=st.lists(st.text("ab <s>.🤗\n", max_size=30), min_size=1, max_size=6),
+    context=st.integers(2, 20),
+    budget=st.integers(1, 120),
+    bos=st.sampled_from(["add", "keep", "drop"]),
+)
+def test_packed_sequences_are_full_and_lose_nothing(texts, context, budget, bos):
+    documents = [Document(text, {"package": "p"}, f"{i}") for i, text in enumerate(texts) if plain_ids(text, True)]
+    if not documents:
+        return
+    sequences = packed(documents, bos, context, budget)
+    with tempfile.TemporaryDirectory() as folder:
+        facts, corpus = write(folder, documents, True, context, budget, {"pack": True, "bos": bos})
+        tokens, keep, offsets = corpus.read_sequences(0, len(sequences))
+        columns = corpus.read_columns(0, corpus.rows)
+    flat = [token for sequence in sequences for token in sequence]
+    rows = [token for token in flat if token[1]]
+    assert list(zip(tokens, keep, strict=True)) == [token[:2] for token in flat]
+    assert np.diff(offsets).tolist() == [len(sequence) for sequence in sequences]
+    assert facts["rows"] == corpus.rows == len(rows) <= budget
+    assert facts["complete"] == (len(rows) == budget)
+    assert facts["sequences"] == len(sequences)
+    assert corpus.longest == max(map(len, sequences)) <= context
+    assert all(len(sequence) >= context - (bos != "drop") for sequence in sequences[:-1])
+    assert columns["rows/token"].tolist() == [token[0] for token in rows]
+    assert columns["rows/document"].tolist() == [token[2] for token in rows]
+    assert columns["rows/position"].tolist() == [token[3] for token in rows]
+    assert set(columns["rows/labels/package"].tolist()) == {0}
+
+
+@pytest.mark.parametrize("bos", ["keep", "drop"])
+def test_a_beginning_that_is_kept_is_a_row_and_one_that_is_dropped_is_nowhere(tmp_path, bos):
+    _, corpus = write(tmp_path, DOCUMENTS, True, spec={"bos": bos})
+    columns = corpus.read_columns(0, corpus.rows)
+    beginnings = columns["rows/token"] == 0
+    assert beginnings.sum() == (corpus.facts["sequences"] if bos == "keep" else 0)
+    assert (columns["rows/position"][beginnings] == -1).all()
+    assert corpus.facts["tokens"] == corpus.rows

@@ -10,6 +10,7 @@ import pytest
 
 from harvest.config import CorpusSpec
 from harvest.corpora import documentation
+from harvest.corpora.documents import LeftOut
 from harvest.errors import UserError
 
 LONG = "It explains itself at length. " * 10
@@ -26,9 +27,9 @@ def write(folder, sources):
 def read(monkeypatch, *folders, **spec):
     """All documents, and what was left out."""
     monkeypatch.setattr(documentation, "site_packages", lambda: list(folders))
-    left_out = Counter()
+    left_out = LeftOut()
     found = documentation.documents(CorpusSpec(**{"documentation": "installed", "tokens": 1000, **spec}), left_out)
-    return list(found), left_out
+    return list(found), left_out.counts
 
 
 NESTED = f'''"""Module. {LONG}"""
@@ -159,7 +160,7 @@ def test_reads_only_as_far_as_asked(tmp_path, monkeypatch):
     parsed = []
     real = ast.parse
     monkeypatch.setattr(documentation.ast, "parse", lambda source: parsed.append(source) or real(source))
-    stream = documentation.documents(CorpusSpec(documentation="installed", tokens=1), Counter())
+    stream = documentation.documents(CorpusSpec(documentation="installed", tokens=1), LeftOut())
     next(stream)
     assert len(parsed) == 2
 
@@ -188,7 +189,7 @@ def test_what_is_no_package_is_left_alone(tmp_path, monkeypatch):
 
 
 def test_this_environment_has_documentation_of_its_packages():
-    stream = documentation.documents(CorpusSpec(documentation=["tqdm"], tokens=1), Counter())
+    stream = documentation.documents(CorpusSpec(documentation=["tqdm"], tokens=1), LeftOut())
     document = next(stream)
     assert document.labels == {"package": "tqdm"}
     assert document.name.startswith("tqdm.")
