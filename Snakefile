@@ -121,18 +121,20 @@ rule bench:
         " 2>&1 | tee {log}"
 
 
-def manifest_of(wildcards):
-    harvest = experiment.dictionaries[wildcards.dictionary].harvest
-    return results / "harvest" / harvest / "activations.manifest.json"
+def manifests_of(wildcards):
+    harvests = experiment.dictionaries[wildcards.dictionary].harvests
+    return expand(rules.harvest.output, harvest=harvests)
 
 
-def store_of(wildcards):
-    return manifest_of(wildcards).with_name("activations.zarr")
+def stores_of(dictionary):
+    """The options that say where a dictionary's rows are."""
+    for harvest in experiment.dictionaries[dictionary].harvests:
+        yield from ("--store", results / "harvest" / harvest / "activations.zarr")
 
 
 rule anchors:
     input:
-        manifest_of,
+        manifests_of,
     output:
         results / "anchors/{dictionary}.safetensors",
     log:
@@ -142,9 +144,9 @@ rule anchors:
     threads: workflow.cores
     params:
         spec=lambda wildcards: experiment.dictionary_text(wildcards.dictionary),
-        store=store_of,
+        stores=lambda wildcards: list(stores_of(wildcards.dictionary)),
     shell:
-        "python -m train anchors {params.spec:q} --store {params.store} --output {output}"
+        "python -m train anchors {params.spec:q} {params.stores:q} --output {output}"
         " 2>&1 | tee {log}"
 
 
@@ -160,7 +162,7 @@ def anchors_of(wildcards):
 # One process for each GPU that the profile gives. Not a param: another machine is no reason to train again.
 train_command = (
     "$(test {resources.gpu} -gt 1 && echo torchrun --standalone --nproc_per_node {resources.gpu} || echo python)"
-    " -m train run {params.specs:q} --store {params.store} {params.places:q} --memory {resources.rows_mib}"
+    " -m train run {params.specs:q} {params.stores:q} {params.places:q} --memory {resources.rows_mib}"
     " 2>&1 | tee {log}"
 )
 
@@ -177,7 +179,7 @@ def places_of(dictionaries, anchors):
 # Checkpoints are no output either: a rerun continues from them.
 rule train:
     input:
-        manifest_of,
+        manifests_of,
         anchors=anchors_of,
     output:
         results / "train/{dictionary}/cfg.json",
@@ -195,7 +197,7 @@ rule train:
         rows_mib=2048,
     params:
         specs=rules.anchors.params.spec,
-        store=store_of,
+        stores=lambda wildcards: list(stores_of(wildcards.dictionary)),
         places=lambda wildcards, input: list(
             places_of([wildcards.dictionary], input.anchors)
         ),
@@ -211,7 +213,7 @@ for name, dictionaries in experiment.passes.items():
         input:
             expand(
                 rules.harvest.output,
-                harvest=experiment.dictionaries[dictionaries[0]].harvest,
+                harvest=experiment.dictionaries[dictionaries[0]].harvests,
             ),
             anchors=expand(
                 rules.anchors.output,
@@ -227,9 +229,7 @@ for name, dictionaries in experiment.passes.items():
             rows_mib=2048,
         params:
             specs=[experiment.dictionary_text(d) for d in dictionaries],
-            store=lambda wildcards, input: pathlib.Path(input[0]).with_name(
-                "activations.zarr"
-            ),
+            stores=list(stores_of(dictionaries[0])),
             places=lambda wildcards, input, dictionaries=dictionaries: list(
                 places_of(dictionaries, input.anchors)
             ),
@@ -240,7 +240,7 @@ for name, dictionaries in experiment.passes.items():
 rule measure:
     input:
         rules.train.output,
-        manifest_of,
+        manifests_of,
     output:
         results / "analyze/{dictionary}/summary.json",
         results / "analyze/{dictionary}/latents.safetensors",
@@ -250,17 +250,17 @@ rule measure:
     threads: workflow.cores
     params:
         dictionary=lambda wildcards: results / "train" / wildcards.dictionary,
-        store=store_of,
+        stores=lambda wildcards: list(stores_of(wildcards.dictionary)),
         folder=lambda wildcards: results / "analyze" / wildcards.dictionary,
     shell:
-        "python -m analyze measure {params.dictionary} --store {params.store} --output {params.folder}"
+        "python -m analyze measure {params.dictionary} {params.stores:q} --output {params.folder}"
         " 2>&1 | tee {log}"
 
 
 rule recovery:
     input:
         rules.train.output,
-        manifest_of,
+        manifests_of,
         anchors=anchors_of,
     output:
         results / "analyze/{dictionary}/recovery.json",
@@ -272,13 +272,13 @@ rule recovery:
     threads: workflow.cores
     params:
         dictionary=lambda wildcards: results / "train" / wildcards.dictionary,
-        store=store_of,
+        stores=lambda wildcards: list(stores_of(wildcards.dictionary)),
         anchors=lambda wildcards, input: (
             ["--anchors", *input.anchors] if input.anchors else []
         ),
         folder=rules.measure.params.folder,
     shell:
-        "python -m analyze recovery {params.dictionary} --store {params.store} --output {params.folder} {params.anchors:q}"
+        "python -m analyze recovery {params.dictionary} {params.stores:q} --output {params.folder} {params.anchors:q}"
         " 2>&1 | tee {log}"
 
 

@@ -11,13 +11,17 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_
 
 Folder = Annotated[pathlib.Path, typer.Argument(help="The dictionary's folder.")]
 Store = Annotated[pathlib.Path, typer.Option(help="The store it was trained on, activations.zarr.")]
+Stores = Annotated[
+    list[pathlib.Path],
+    typer.Option("--store", help="The store it was trained on, activations.zarr; repeated where there are several."),
+]
 Output = Annotated[pathlib.Path, typer.Option(help="The folder the measurements go to.")]
 Names = Annotated[list[str], typer.Argument(help="Dictionaries, in the order they are shown in.")]
 Results = Annotated[pathlib.Path, typer.Option(help="The experiment's results folder.")]
 
 
 @app.command()
-def measure(dictionary: Folder, store: Store, output: Output) -> None:
+def measure(dictionary: Folder, store: Stores, output: Output) -> None:
     """One pass over a store: what each latent does, how well the sites are reconstructed, the top examples."""
     from analyze.activity import measure as measure_activity
 

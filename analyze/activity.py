@@ -23,10 +23,11 @@ from analyze.latents import LatentStatistics, Places, histogram_edges
 from analyze.variance import Reconstruction
 from harvest.errors import UserError
 from harvest.files import make_folder, write_json, write_text
+from harvest.joined import Place, open_store
 from harvest.progress import progress
 from harvest.store import Store
 from train.config import training_rows
-from train.dictionary import Codes
+from train.dictionary import Codes, Dictionary
 from train.files import load
 from train.kernels import DensePattern
 
@@ -48,7 +49,7 @@ class Activity:
         return Activity(self.latents.merge(later.latents), self.reconstruction.merge(later.reconstruction))
 
 
-def measure(dictionary_folder: pathlib.Path, store_path: pathlib.Path, output: pathlib.Path) -> None:
+def measure(dictionary_folder: pathlib.Path, place: Place, output: pathlib.Path) -> None:
     """Measure a dictionary on the store it was trained on, as a whole and on the rows that training never saw.
 
     Writes into `output`:
@@ -57,17 +58,18 @@ def measure(dictionary_folder: pathlib.Path, store_path: pathlib.Path, output: p
     lies between two `edges`; `latents`; `store`.
     `latents.safetensors`: `firing` and `firing_held_out` `(F,)`, rows in which a latent is active; `mean_activation` in
     these, `max_activation`; `histogram` `(F, H)` of activations between `histogram_edges` `(H + 1,)`; `example_rows`
-    and `example_activations` `(F, 20)`, -1 and 0 where a latent fired less often.
+    and `example_activations` `(F, 20)`, -1 and 0 where a latent fired less often; where several sites are written,
+    `decoder_norm_share` `(F, S)`, whose distribution over live latents the summary has too.
     `examples.json`: what `analyze.examples.examples` gives.
     Raises `UserError` for a store that is unfinished or not the dictionary's.
     """
-    store = Store(store_path)
+    store = open_store(place)
     dictionary, cfg = load(dictionary_folder)
     facts = cfg["metadata"]
     if facts["store"] != store.fingerprint:
-        raise UserError(f"store {store_path}: the dictionary in {dictionary_folder} was trained on another one")
+        raise UserError(f"store {store.path}: the dictionary in {dictionary_folder} was trained on another one")
     if not store.finished.all():
-        raise UserError(f"store {store_path}: is not finished; run the harvest again to complete it")
+        raise UserError(f"store {store.path}: is not finished; run the harvest again to complete it")
     make_folder(output)
     kept = training_rows(store.rows, facts["spec"]["holdout"])
     block = block_rows(dictionary.latents, sum(method["l0"] for method in facts["spec"]["sparsity"].values()))
@@ -75,11 +77,11 @@ def measure(dictionary_folder: pathlib.Path, store_path: pathlib.Path, output: p
     with progress(store.rows, "measure") as bar, _Progress(bar):
         # One block at a time: its products use every core already.
         parts = dask.compute(
-            [folded(dictionary_folder, store_path, *rows, block) for rows in ranges], scheduler="threads", num_workers=1
+            [folded(dictionary_folder, place, *rows, block) for rows in ranges], scheduler="threads", num_workers=1
         )[0]
     held_out = parts[1] if len(parts) > 1 else None
     whole = parts[0].merge(held_out) if held_out else parts[0]
-    _write(whole, held_out, store, facts, output)
+    _write(whole, held_out, store, facts, decoder_norm_shares(dictionary, store, facts["writes"]), output)
 
 
 def block_rows(latents: int, l0: float) -> int:
@@ -93,10 +95,10 @@ def batch_rows(latents: int) -> int:
     return 1 << max(0, (BATCH_PLACES // latents).bit_length() - 1)
 
 
-def folded(dictionary_folder: pathlib.Path, store_path: pathlib.Path, start: int, stop: int, block: int) -> Any:
+def folded(dictionary_folder: pathlib.Path, place: Place, start: int, stop: int, block: int) -> Any:
     """A Dask task for the `Activity` of rows `start` to `stop`: blocks, merged in a tree that keeps their order."""
     level = [
-        dask.delayed(measure_rows, pure=False)(dictionary_folder, store_path, first, min(first + block, stop))
+        dask.delayed(measure_rows, pure=False)(dictionary_folder, place, first, min(first + block, stop))
         for first in range(start, stop, block)
     ]
     merge = dask.delayed(Activity.merge, pure=False)
@@ -106,9 +108,9 @@ def folded(dictionary_folder: pathlib.Path, store_path: pathlib.Path, start: int
 
 
 @torch.inference_mode()
-def measure_rows(dictionary_folder: pathlib.Path, store_path: pathlib.Path, start: int, stop: int) -> Activity:
+def measure_rows(dictionary_folder: pathlib.Path, place: Place, start: int, stop: int) -> Activity:
     """The `Activity` of rows `start` to `stop`; a few rows around them are encoded too, for the examples' windows."""
-    store = Store(store_path)
+    store = open_store(place)
     dictionary, cfg = load(dictionary_folder)
     dictionary.to("cuda" if torch.cuda.is_available() else "cpu")
     window = (BEFORE, AFTER) if store.has("rows/token") else (0, 0)
@@ -159,7 +161,12 @@ def _read(store: Store, sites: list[str], start: int, stop: int) -> Tensor:
 
 
 def _write(
-    whole: Activity, held_out: Activity | None, store: Store, facts: dict[str, Any], output: pathlib.Path
+    whole: Activity,
+    held_out: Activity | None,
+    store: Store,
+    facts: dict[str, Any],
+    shares_FS: np.ndarray | None,
+    output: pathlib.Path,
 ) -> None:
     latents = whole.latents
     firing_F = latents.firing_F
@@ -173,6 +180,8 @@ def _write(
         "example_rows": latents.example_rows_FE,
         "example_activations": latents.example_values_FE,
     }
+    if shares_FS is not None:
+        tensors["decoder_norm_share"] = shares_FS
     save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, output / "latents.safetensors")
     write_text(output / "examples.json", json.dumps(examples(store, latents), ensure_ascii=False) + "\n")
     summary = {
@@ -181,6 +190,7 @@ def _write(
         "whole": figures(whole, store, facts["writes"]),
         "held_out": figures(held_out, store, facts["writes"]) if held_out else None,
         "density": density(firing_F, store.rows),
+        "decoder_norm_share": None if shares_FS is None else _shares_of_live(shares_FS[firing_F > 0], facts["writes"]),
     }
     write_json(output / "summary.json", summary)
 
@@ -197,6 +207,25 @@ def figures(activity: Activity, store: Store, writes: list[str]) -> dict[str, An
         "l0": float(firing_F.sum() / rows),
         "dead_share": float((firing_F == 0).mean()),
     }
+
+
+def decoder_norm_shares(dictionary: Dictionary, store: Store, writes: list[str]) -> np.ndarray | None:
+    """`‖W_dec,f,s‖ / Σ_s ‖W_dec,f,s‖` of each latent f at each site s, `(F, S)`; None where there is one site.
+
+    Near 0 or 1 a latent is of one site, or model, alone (Lindsey et al. 2024)."""
+    if len(writes) == 1:
+        return None
+    parts = [dictionary.W_dec[:, dimensions].norm(dim=1) for _, dimensions in _slices(store, writes)]
+    norms_FS = torch.stack(parts, 1).double().detach()
+    shares_FS: np.ndarray = (norms_FS / norms_FS.sum(1, keepdim=True).clamp_min(1e-30)).float().numpy()
+    return shares_FS
+
+
+def _shares_of_live(shares_FS: np.ndarray, writes: list[str]) -> dict[str, Any]:
+    """At each site, how many live latents have which share, in twentieths."""
+    edges = np.linspace(0, 1, 21)
+    counts = [np.histogram(shares_F, edges)[0].tolist() for shares_F in shares_FS.T]
+    return {"edges": edges.tolist(), "counts": dict(zip(writes, counts, strict=True))}
 
 
 def density(firing_F: np.ndarray, rows: int) -> dict[str, list[float]]:

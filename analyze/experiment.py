@@ -38,9 +38,14 @@ Harvest = Annotated[
 class Dictionary(DictionarySpec):
     """A dictionary of one of the experiment's harvests."""
 
-    harvest: Name
+    harvest: Name | list[Name]
+    """Several must have the same rows, as two models have that read one corpus: sites are then `<harvest>/<site>`."""
     together: Name | None = None
     """Dictionaries that say the same name here are trained in one pass over their store, each as if alone."""
+
+    @property
+    def harvests(self) -> list[str]:
+        return [self.harvest] if isinstance(self.harvest, str) else self.harvest
 
 
 class Experiment(Spec):
@@ -59,7 +64,9 @@ class Experiment(Spec):
                 _known(f"harvests.{name}.model", harvest.model, self.models)
                 _known(f"harvests.{name}.corpus", harvest.corpus, self.corpora)
         for name, dictionary in self.dictionaries.items():
-            _known(f"dictionaries.{name}.harvest", dictionary.harvest, self.harvests)
+            for source in dictionary.harvests:
+                _known(f"dictionaries.{name}.harvest", source, self.harvests)
+            _check_sites(f"dictionaries.{name}", dictionary)
         return self
 
     @pydantic.model_validator(mode="after")
@@ -130,7 +137,7 @@ class Experiment(Spec):
     @property
     def with_truth(self) -> list[str]:
         """Dictionaries that can be compared with a ground truth."""
-        return [name for name, spec in self.dictionaries.items() if spec.harvest in self.bench_harvests]
+        return [name for name, spec in self.dictionaries.items() if spec.harvests[0] in self.bench_harvests]
 
     def dictionary_text(self, dictionary: str) -> str:
         return _text(self.dictionaries[dictionary], exclude={"harvest", "together"})
@@ -152,6 +159,16 @@ def load_experiment(config: dict[str, Any], config_file: str) -> Experiment:
         values["models"] = {next(iter(values["models"])): {"id": model}}
         values["name"] = f"{name}-{re.sub(r'[^A-Za-z0-9._-]+', '-', str(model).rstrip('/').split('/')[-1])}"
     return check_spec(spread_variations(values), Experiment)
+
+
+def _check_sites(key: str, dictionary: Dictionary) -> None:
+    """With several harvests a site says whose it is."""
+    several = len(dictionary.harvests) > 1
+    for site in [*dictionary.reads, *dictionary.written]:
+        harvest, slash, _ = site.partition("/")
+        if bool(slash) != several or (several and harvest not in dictionary.harvests):
+            wanted = " or ".join(f"{name}/<site>" for name in dictionary.harvests) if several else "<site>"
+            raise ValueError(f"{key}: {site}: a site of {', '.join(dictionary.harvests)} is written {wanted}")
 
 
 def _text(spec: Spec, exclude: set[str] | None = None) -> str:

@@ -11,6 +11,7 @@ shards are written, so a store that was killed at any moment holds finished shar
 """
 
 import pathlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,8 @@ class Store:
 
     def __init__(self, path: str | pathlib.Path) -> None:
         self.path = pathlib.Path(path)
+        self.place: pathlib.Path | Sequence[pathlib.Path] = self.path
+        """What `harvest.joined.open_store` opens it from."""
         try:
             self.group = zarr.open_group(self.path, mode="r")
             attributes: dict[str, Any] = self.group.attrs.asdict()

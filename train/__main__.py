@@ -12,7 +12,10 @@ from train.config import DictionarySpec
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
 
 Spec = Annotated[str, typer.Argument(help="A dictionary: YAML or JSON text, or a file of it.")]
-Store = Annotated[pathlib.Path, typer.Option(help="The store to train on, activations.zarr.")]
+Store = Annotated[
+    list[pathlib.Path],
+    typer.Option(help="The store to train on, activations.zarr; repeated for several with the same rows."),
+]
 
 
 @app.command()
@@ -62,10 +65,10 @@ def anchors(
 ) -> None:
     """Find the directions that a dictionary's first latents are held to."""
     checked = read_spec(spec, DictionarySpec)
-    from harvest.store import Store as OpenStore
+    from harvest.joined import open_store
     from train.anchors import make_anchors
 
-    make_anchors(checked, OpenStore(store), output)
+    make_anchors(checked, open_store(store), output)
 
 
 main(app)

@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 
 from harvest.errors import UserError
 from harvest.files import make_folder
+from harvest.joined import Place, open_store
 from harvest.store import Store
 from train.config import AnchorSpec, DictionarySpec, training_rows
 from train.scaling import Scaling
@@ -129,7 +130,7 @@ def _labels(
     blocks = [(start, min(start + store.layout.shard_rows, kept)) for start in range(0, kept, store.layout.shard_rows)]
     sums_GD = (
         dask.bag.from_sequence(blocks, partition_size=1)
-        .map(_group_sums, store.path, sites, f"rows/labels/{label_set}", len(names) + 1)
+        .map(_group_sums, store.place, sites, f"rows/labels/{label_set}", len(names) + 1)
         .fold(operator.add)
         .compute(scheduler="threads")
     )
@@ -166,11 +167,9 @@ def _drawn(wanted: AnchorSpec, names: Sequence[str], usable_L: np.ndarray, rng: 
     return drawn
 
 
-def _group_sums(
-    block: tuple[int, int], store_path: pathlib.Path, sites: Sequence[str], labels: str, groups: int
-) -> np.ndarray:
+def _group_sums(block: tuple[int, int], place: Place, sites: Sequence[str], labels: str, groups: int) -> np.ndarray:
     """Sum of each label's rows and, in the last column, their number: `(G, D + 1)` float64. The last group has none."""
-    store = Store(store_path)
+    store = open_store(place)
     width = sum(store.widths[site] for site in sites)
     sums_GD = torch.zeros(groups, width + 1, dtype=torch.float64)
     batch = _batch(store, width)

@@ -1,7 +1,6 @@
 """Train dictionaries from a store, in one pass over it, through Accelerate, from wherever the last run stopped."""
 
 import contextlib
-import pathlib
 import signal
 import sys
 import threading
@@ -12,9 +11,9 @@ import accelerate
 import torch
 
 from harvest.errors import UserError
+from harvest.joined import Place, open_store
 from harvest.memory import keep_buffers, peak_bytes
 from harvest.progress import progress
-from harvest.store import Store
 from train.batches import MEMORY, Batches
 from train.config import SAME_IN_A_PASS, training_rows
 from train.run import Job, Run
@@ -24,7 +23,7 @@ CHECKPOINT_SHARE = 1 / 20
 TERMINATED = 128 + signal.SIGTERM
 
 
-def train(jobs: Sequence[Job], store_path: pathlib.Path, every: float = 60, memory: int = MEMORY) -> None:
+def train(jobs: Sequence[Job], place: Place, every: float = 60, memory: int = MEMORY) -> None:
     """Write `cfg.json`, `sae_weights.safetensors`, `metrics.jsonl`, `resampling.jsonl` and, last, `training.json` into
     each job's output.
 
@@ -39,9 +38,9 @@ def train(jobs: Sequence[Job], store_path: pathlib.Path, every: float = 60, memo
         UserError: jobs differ in what one pass must share, the store is unfinished, a loss is not finite.
     """
     _check(jobs)
-    store = Store(store_path)
+    store = open_store(place)
     if not store.finished.all():
-        raise UserError(f"store {store_path}: is not finished; run the harvest again to complete it")
+        raise UserError(f"store {store.path}: is not finished; run the harvest again to complete it")
     keep_buffers()
     # Gradients are kept once, not also in the messages; what else is in the weights is the same everywhere by itself.
     shared = accelerate.DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)

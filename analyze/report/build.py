@@ -44,8 +44,7 @@ def build(
     found = [_dictionary(*paths, table.get(paths[0])) for paths in dictionaries]
     harvests = [_harvest(path) for path in manifests]
     for place, dictionary in enumerate(found):
-        store = dictionary["training"]["store"]
-        dictionary["harvest"] = next((h["name"] for h in harvests if h["manifest"]["fingerprint"] == store), None)
+        dictionary["harvest"] = _harvest_of(dictionary["training"], harvests)
         dictionary["style"] = figures.style(place)
         if dictionary["recovery"] and dictionary["harvest"] is None:
             raise UserError(f"dictionary {dictionary['name']}: was trained on a store that none of the harvests made")
@@ -162,6 +161,13 @@ def _dictionary(
         "recovery": recovery,
         "latents": sorted(latents, key=lambda latent: (-latent["rows"], latent["latent"])),
     }
+
+
+def _harvest_of(training: dict[str, Any], harvests: list[dict[str, Any]]) -> str | None:
+    """The harvest that a dictionary was trained on; where there are several, its sites say whose they are."""
+    name = next((h["name"] for h in harvests if h["manifest"]["fingerprint"] == training["store"]), None)
+    named = {site.partition("/")[0] for site in [*training["reads"], *training["writes"]] if "/" in site}
+    return name or ", ".join(h["name"] for h in harvests if h["name"] in named) or None
 
 
 def _harvest(manifest: pathlib.Path) -> dict[str, Any]:

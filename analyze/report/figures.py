@@ -24,7 +24,8 @@ def of_experiment(dictionaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def of_dictionary(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    return [_density([("latents", summary["density"], (0, "solid"))])]
+    shares = summary["decoder_norm_share"]
+    return [_density([("latents", summary["density"], (0, "solid"))]), *([_shares(shares)] if shares else [])]
 
 
 def style(place: int) -> tuple[int, str]:
@@ -83,6 +84,26 @@ def _density(densities: list[tuple[str, dict[str, list[float]], tuple[int, str]]
     caption = "How many latents are active how often, over the whole store. Dead ones are left out."
     x, y = axis("firing rate (share of rows)", "log"), axis("latents in a quarter decade")
     return figure("density", "Firing rates", caption, traces, x, y)
+
+
+def _shares(shares: dict[str, Any]) -> dict[str, Any]:
+    """Of two sites the second alone: the first has the rest."""
+    sites = list(shares["counts"])
+    shown = sites[1:] if len(sites) == 2 else sites
+    traces = []
+    for place, site in enumerate(shown):
+        line = curve(*style(place))
+        counts = shares["counts"][site]
+        line["line"]["shape"] = "hv"
+        traces.append(
+            {"type": "scatter", "mode": "lines", "name": site, "x": shares["edges"], "y": [*counts, counts[-1]], **line}
+        )
+    where = f"share of decoder norm at {sites[1]}" if len(sites) == 2 else "share of decoder norm at a site"
+    caption = (
+        "How much of each live latent’s decoder norm lies at a site. At 0 or 1 a latent is of one site, or of one "
+        "model, alone; in the middle all share it (Lindsey et al. 2024)."
+    )
+    return figure("shares", "Share of decoder norm", caption, traces, axis(where), axis("live latents in a twentieth"))
 
 
 def axis(title: str, scale: str = "linear") -> dict[str, Any]:

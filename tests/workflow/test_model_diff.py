@@ -1,0 +1,60 @@
+"""A crosscoder of two models on one corpus, from models to report."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from tests.tiny import tiny_llama
+from tests.workflow.conftest import run
+
+SITE = "layers.50%.resid_post"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("diff")
+    tiny_llama(folder / "base")
+    tiny_llama(folder / "chat", initializer_range=0.2)
+    names = ("base", "chat")
+    dictionary = {"harvest": list(names), "latents": 48, "sparsity": {"topk": {"l0": 4}}, "tokens": 4000, "batch": 256}
+    config = {
+        "models": {name: {"id": str(folder / name), "dtype": "float32"} for name in names},
+        "corpora": {"docs": {"documentation": ["tqdm", "typer"], "tokens": 2000, "context": 48}},
+        "harvests": {name: {"model": name, "corpus": "docs", "sites": [SITE]} for name in names},
+        "dictionaries": {
+            "diff": {**dictionary, "reads": [f"{name}/{SITE}" for name in names]},
+            "anchored": {
+                **dictionary,
+                "reads": [f"base/{SITE}"],
+                "writes": [f"chat/{SITE}"],
+                "anchors": {"source": "labels.package", "count": 2},
+            },
+        },
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    done = run(folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "results/tiny"
+
+
+def test_every_latent_has_a_share_of_norm_in_each_model(folder: Path) -> None:
+    weights = load_file(folder / "train/diff/sae_weights.safetensors")["W_dec"].astype(np.float64).reshape(48, -1)
+    norms = np.stack([np.linalg.norm(part, axis=1) for part in np.split(weights, 2, axis=1)], 1)
+    shares = load_file(folder / "analyze/diff/latents.safetensors")["decoder_norm_share"]
+    np.testing.assert_allclose(shares, norms / norms.sum(1, keepdims=True), rtol=1e-5)
+    summary = json.loads((folder / "analyze/diff/summary.json").read_text())
+    assert sorted(summary["whole"]["explained_variance_by_site"]) == [
+        "base/layers.2.resid_post",
+        "chat/layers.2.resid_post",
+    ]
+    assert "decoder_norm_share" not in load_file(folder / "analyze/anchored/latents.safetensors")
+
+
+def test_the_report_names_both_harvests(folder: Path) -> None:
+    page = (folder / "report/dictionaries/diff.html").read_text()
+    assert "base, chat" in page
+    assert "Share of decoder norm" in page
