@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from harvest.errors import UserError
-from harvest.models.capture import Site, one_token, run_until_captured, text_inputs
+from harvest.models.capture import Site, widths_where_given
 from harvest.models.load import takes
 
 ATTENTION = re.compile(r"(self_?)?(attn|attention)", re.IGNORECASE)
@@ -24,11 +25,8 @@ def resolve_sites(model: torch.nn.Module, names: Iterable[str]) -> dict[str, Sit
 
 
 def list_sites(model: torch.nn.Module) -> dict[str, int | None]:
-    """Every named site -> the width of its vectors; None where a pass over one token gives no vector per token."""
-    sites = named_sites(model)
-    captured = run_until_captured(model, sites, text_inputs(model, *one_token()))
-    widths: dict[str, int | None] = {site.name: None for site in sites}
-    return widths | {name: value.shape[-1] for name, value in captured.items() if value.shape[:-1] == (1, 1)}
+    """Every named site -> the width of its vectors; None where a pass gives no vector per token."""
+    return widths_where_given(model, named_sites(model))
 
 
 def named_sites(model: Any) -> list[Site]:
@@ -40,8 +38,9 @@ def named_sites(model: Any) -> list[Site]:
         found: list[Site] = model.named_sites()
         return found
     sites = []
-    if (embed := _path_of(model, model.get_input_embeddings())) is not None:
-        sites.append(Site("embed", embed, "out"))
+    with suppress(NotImplementedError):  # TrOCR does not say which module they are
+        if (embed := _path_of(model, model.get_input_embeddings())) is not None:
+            sites.append(Site("embed", embed, "out"))
     if (stack := _layer_stack(model)) is not None:
         for index, layer in enumerate(model.get_submodule(stack).children()):
             sites += _layer_sites(f"layers.{index}", f"{stack}.{index}", layer)
@@ -72,14 +71,21 @@ def _part(layer: torch.nn.Module, kind: re.Pattern[str]) -> str | None:
 
 
 def _layer_stack(model: Any) -> str | None:
-    """The path of the module list that holds the layers: as long as the config says, and the one with most weights."""
+    """The path of the module list that holds the layers: as long as the config says, and the one with most weights.
+
+    None where no list holds whole layers: XLM has its attentions in one list and its MLPs in another beside it.
+    """
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     stacks = {
         path: sum(weight.numel() for weight in module.parameters())
         for path, module in model.named_modules()
         if isinstance(module, torch.nn.ModuleList) and len(module) == depth
     }
-    return max(stacks, key=lambda path: stacks[path], default=None)
+    if not stacks:
+        return None
+    largest = max(stacks, key=lambda path: stacks[path])
+    beside = [path for path in stacks if path.rpartition(".")[0] == largest.rpartition(".")[0]]
+    return largest if len(beside) == 1 else None
 
 
 def _path_of(model: torch.nn.Module, wanted: torch.nn.Module | None) -> str | None:
