@@ -137,7 +137,8 @@ class HarvestSpec(Spec):
     """One pass of a model over a corpus that fills one store."""
 
     sites: Annotated[list[str], Field(min_length=1)]
-    """Places in the model, such as `layers.12.resid_post`, or by relative depth `layers.40%.resid_post`."""
+    """Places in the model, such as `layers.12.resid_post`, by relative depth `layers.40%.resid_post`, or in every layer
+    `layers.*.resid_post`."""
     batch_tokens: Count = 8192
     """Tokens in one forward pass, padding included."""
 

@@ -28,9 +28,9 @@ class ModelSource:
         limit = context_limit(self.model)
         if limit is not None and corpus.longest > limit:
             raise UserError(f"context: {corpus.longest} is longer than this model allows; at most {limit}")
-        sites = resolve_sites(self.model, harvest.sites)
-        self.aliases = {name: site.name for name, site in sites.items()}
-        self.sites = list({site.name: site for site in sites.values()}.values())
+        written = resolve_sites(self.model, harvest.sites)
+        self.aliases = {name: sites[0].name for name, sites in written.items() if "*" not in name}
+        self.sites = list({site.name: site for sites in written.values() for site in sites}.values())
         self.rows = corpus.rows
         self.dtype: str = model.dtype
         self.widths: Mapping[str, int] = site_widths(self.model, self.sites)

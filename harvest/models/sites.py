@@ -15,13 +15,14 @@ ATTENTION = re.compile(r"(self_?)?(attn|attention)", re.IGNORECASE)
 MLP = re.compile(r"mlp|ffn|ff|feed_?forward|(block_sparse_)?moe", re.IGNORECASE)
 
 
-def resolve_sites(model: torch.nn.Module, names: Iterable[str]) -> dict[str, Site]:
-    """Each name as written -> its site. `layers.40%.resid_post` becomes the layer at that depth.
+def resolve_sites(model: torch.nn.Module, names: Iterable[str]) -> dict[str, list[Site]]:
+    """Each name as written -> its sites: one, or every one that a name with `*` matches, in the order of the pass.
 
+    `layers.40%.resid_post` becomes the layer at that depth; `*` stands for anything between two dots.
     Raises `UserError` for a name that the model does not have, with what it has.
     """
     named = {site.name: site for site in named_sites(model)}
-    return {name: _resolve(model, name, named) for name in names}
+    return {name: _matching(model, name, named) if "*" in name else [_resolve(model, name, named)] for name in names}
 
 
 def list_sites(model: torch.nn.Module) -> dict[str, int | None]:
@@ -92,7 +93,19 @@ def _path_of(model: torch.nn.Module, wanted: torch.nn.Module | None) -> str | No
     return next((path for path, module in model.named_modules() if module is wanted), None)
 
 
+def _matching(model: torch.nn.Module, name: str, named: dict[str, Site]) -> list[Site]:
+    pattern = re.compile(r"[^.:]*".join(map(re.escape, name.split("*"))))
+    of_modules = [f"{path}:{side}" for path, _ in model.named_modules() for side in ("in", "out")]
+    if found := [known for known in dict.fromkeys([*named, *of_modules]) if pattern.fullmatch(known)]:
+        return [_resolve(model, known, named) for known in found]
+    raise UserError(
+        f"{name}: no site matches (* stands for anything between two dots); this model has {_what_there_is(named)}"
+    )
+
+
 def _resolve(model: torch.nn.Module, name: str, named: dict[str, Site]) -> Site:
+    if name in named:
+        return named[name]
     path, colon, side = name.rpartition(":")
     if colon and side in ("in", "out"):
         if path in dict(model.named_modules()):

@@ -142,7 +142,7 @@ def test_the_residual_stream_is_the_models_own_hidden_states(model_type: str) ->
     names = {site.name: site for site in named_sites(model)}
     if model_type in UNSUPPORTED:
         with pytest.raises(UserError):
-            capture(model, resolve_sites(model, ["layers.1.resid_post"]).values(), *tokens())
+            capture(model, resolve_sites(model, ["layers.1.resid_post"])["layers.1.resid_post"], *tokens())
         return
     assert wrong_sites(model_type) == []
     middle = names["layers.1.resid_post"]
