@@ -67,9 +67,10 @@ class ModelSource:
             chosen = chosen_BT.flatten().nonzero()[:, 0].to(self.device)
 
             def take(x_BTD: torch.Tensor, chosen: torch.Tensor = chosen) -> torch.Tensor:
-                return x_BTD.flatten(0, 1).index_select(0, chosen)
+                # A model may be spread over several devices.
+                return x_BTD.flatten(0, 1).index_select(0, chosen.to(x_BTD.device))
 
-            captured = capture(self.model, self.sites, ids_BT.to(self.device), mask_BT.to(self.device), take)
+            captured = capture(self.model, self.sites, ids_BT, mask_BT, take)
             for site, x_ND in captured.items():
                 filled[site].index_copy_(0, to, x_ND.to("cpu", dtype))
         return filled

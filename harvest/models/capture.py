@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from harvest.errors import UserError
-from harvest.models.load import position_offset, takes
+from harvest.models.load import input_device, position_offset, takes
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ def _output_hook(site: Site, keep: Any) -> Any:
     def hook(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # Attention returns its weights too, and a whole model a record; the activations come first in both.
         values = tuple(output.values()) if isinstance(output, dict) else output
-        keep(site, values[0] if isinstance(values, tuple | list) and values else values)
+        value = values[0] if isinstance(values, tuple | list) and values else values
+        keep(site, value)
 
     return hook
 
@@ -138,7 +139,7 @@ def text_inputs(
     model: torch.nn.Module, input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """What a text model takes, on its device; texts may be padded on either side."""
-    device = next(model.parameters()).device
+    device = input_device(model)
     inputs = {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT}
     starts_late = bool((attention_mask_BT[:, 1:] > attention_mask_BT[:, :-1]).any())
     if starts_late and takes(model, "position_ids"):
