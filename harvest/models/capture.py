@@ -130,7 +130,9 @@ def _output_hook(site: Site, keep: Any) -> Any:
         # Attention returns its weights too, and a whole model a record; the activations come first in both.
         values = tuple(output.values()) if isinstance(output, dict) else output
         value = values[0] if isinstance(values, tuple | list) and values else values
-        keep(site, value)
+        # A hook point of TransformerLens knows how to lay out what it sees, such as heads after tokens.
+        conversion = getattr(module, "hook_conversion", None)
+        keep(site, value if conversion is None else conversion.convert(value))
 
     return hook
 

@@ -44,6 +44,10 @@ def load_model(spec: ModelSpec, device: torch.device | str) -> torch.nn.Module:
     From transformers it is the base model, without its language-model head. Only safetensors and GGUF are read: nothing
     is unpickled. A local directory is loaded without trying the network.
     """
+    if spec.backend == "transformer_lens":
+        from harvest.models.lens import load_lens
+
+        return load_lens(spec, device)
     transformers = import_transformers()
     config = _config(spec)
     has_base = "AutoModel" in getattr(config, "auto_map", {}) or type(config) in transformers.MODEL_MAPPING

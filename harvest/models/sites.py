@@ -12,6 +12,8 @@ from harvest.models.capture import Site, widths_where_given
 from harvest.models.load import takes
 
 ATTENTION = re.compile(r"(self_?)?(attn|attention)", re.IGNORECASE)
+LAYER = re.compile(r"(layers|blocks)\.(\d+)\.(.+)")
+"""A site in a layer, as we name it or as TransformerLens does."""
 MLP = re.compile(r"mlp|ffn|ff|feed_?forward|(block_sparse_)?moe", re.IGNORECASE)
 
 
@@ -111,16 +113,16 @@ def _resolve(model: torch.nn.Module, name: str, named: dict[str, Site]) -> Site:
         if path in dict(model.named_modules()):
             return Site(name, path, side)  # type: ignore[arg-type]
         raise UserError(f"{name}: this model has no module {path!r}; it has {_what_there_is(named)}")
-    depth = len({site.split(".")[1] for site in named if site.startswith("layers.")})
+    depth = len({match[2] for match in map(LAYER.fullmatch, named) if match})
     canonical = name
-    if match := re.fullmatch(r"layers\.(\d+(?:\.\d+)?)%\.(\w+)", name):
+    if depth and (match := re.fullmatch(r"(layers|blocks)\.(\d+(?:\.\d+)?)%\.(.+)", name)):
         # Percentages are of the number of layers; 100% is the last one.
-        if float(match[1]) > 100:
+        if float(match[2]) > 100:
             raise UserError(f"{name}: a relative depth is between 0% and 100%")
-        canonical = f"layers.{min(round(float(match[1]) / 100 * depth), depth - 1)}.{match[2]}"
+        canonical = f"{match[1]}.{min(round(float(match[2]) / 100 * depth), depth - 1)}.{match[3]}"
     if canonical in named:
         return named[canonical]
-    if depth and (match := re.fullmatch(r"layers\.(\d+)\.\w+", canonical)) and int(match[1]) >= depth:
+    if depth and (match := LAYER.fullmatch(canonical)) and int(match[2]) >= depth:
         raise UserError(f"{name}: this model has layers 0 to {depth - 1}")
     raise UserError(f"{name}: no such site; this model has {_what_there_is(named)}")
 
@@ -128,16 +130,15 @@ def _resolve(model: torch.nn.Module, name: str, named: dict[str, Site]) -> Site:
 def _what_there_is(named: dict[str, Any]) -> str:
     """Such as `layers.0 to layers.29, each with resid_pre, attn_out, ...; embed; final; or a module path ...`."""
     parts: dict[str, list[str]] = {}
-    for name in named:
-        if name.startswith("layers."):
-            _, index, part = name.split(".")
-            parts.setdefault(index, []).append(part)
+    for match in filter(None, map(LAYER.fullmatch, named)):
+        parts.setdefault(f"{match[1]}.{match[2]}", []).append(match[3])
     pieces = []
     if parts:
         known = dict.fromkeys(part for layer in parts.values() for part in layer)
         everywhere = [part for part in known if all(part in layer for layer in parts.values())]
-        pieces.append(f"layers.0 to layers.{len(parts) - 1}, each with {', '.join(everywhere)}")
+        first, last = next(iter(parts)), next(reversed(parts))
+        pieces.append(f"{first} to {last}, each with {', '.join(everywhere)}")
         if somewhere := [part for part in known if part not in everywhere]:
             pieces.append(f"some of them with {', '.join(somewhere)}")
-    pieces += [name for name in named if not name.startswith("layers.")]
+    pieces += [name for name in named if not LAYER.fullmatch(name)]
     return "; ".join([*pieces, "or a module path with :in or :out"])
