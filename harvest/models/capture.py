@@ -55,7 +55,7 @@ def capture(
 
 def _vectors(value: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor | None:
     if value.ndim == 2 and len(value) == ids_BT.numel():
-        value = value.view(*ids_BT.shape, -1)
+        value = value.reshape(*ids_BT.shape, -1)
     return value.flatten(2) if value.ndim > 2 and value.shape[:2] == ids_BT.shape else None
 
 
