@@ -79,6 +79,30 @@ def bench(
     harvest(BenchSource(checked), store, manifest, {}, which)
 
 
+@app.command()
+def sites(
+    model: Annotated[
+        str, typer.Argument(help="A model: YAML or JSON text or a file of it, a Hugging Face id or a directory.")
+    ],
+) -> None:
+    """List the sites of a model, to be written in a harvest, and the widths of their vectors."""
+    chosen = _model(model)
+    from harvest.models.load import load_model
+    from harvest.models.sites import list_sites
+    from harvest.overview import describe_sites
+
+    print(describe_sites(list_sites(load_model(chosen, "cpu"))))
+
+
+@app.command()
+def inspect(store: Annotated[pathlib.Path, typer.Argument(help="A store, such as activations.zarr.")]) -> None:
+    """Say what a store holds: its sizes, sites, labels and where its rows come from. It may still be being written."""
+    from harvest.overview import describe_store
+    from harvest.store import Store
+
+    print(describe_store(Store(store)))
+
+
 def _model(text: str) -> ModelSpec:
     """A spec, or just the id or directory of a model."""
     if text.lstrip().startswith("{") or text.endswith((".yaml", ".yml", ".json")):

@@ -50,6 +50,14 @@ class ModelSpec(Spec):
     """A branch, tag or commit on the Hub."""
     dtype: Dtype = "bfloat16"
     """The type the model runs in, and the type its activations are stored in."""
+    gguf: Annotated[str, Field(pattern=r"^[^/\\]+\.gguf$")] | None = None
+    """The name of one GGUF file in the directory or repository `id`, which is read in place of the safetensors."""
+    quantization: dict[str, Any] | None = None
+    """What the weights are quantised to while they are loaded, as transformers writes it in a config:
+    `{quant_method: bitsandbytes, load_in_8bit: true}`. Activations are stored in `dtype` all the same."""
+    device_map: str | None = None
+    """How the weights are spread over devices, such as `auto`: for a model larger than one GPU. Without it the whole
+    model is on the first GPU, or on the CPU where there is none."""
     trust_remote_code: bool = False
     """Run code that the model's repository ships. Off unless you trust its author."""
     wheel: str | None = None
@@ -61,6 +69,12 @@ class ModelSpec(Spec):
     def _wheel_has_a_checksum(self) -> "ModelSpec":
         if (self.wheel is None) != (self.sha256 is None):
             raise ValueError("wheel and sha256 go together: give both or neither")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _quantised_once(self) -> "ModelSpec":
+        if self.gguf is not None and self.quantization is not None:
+            raise ValueError("gguf or quantization, not both: a GGUF file is quantised already")
         return self
 
 
@@ -137,7 +151,8 @@ class HarvestSpec(Spec):
     """One pass of a model over a corpus that fills one store."""
 
     sites: Annotated[list[str], Field(min_length=1)]
-    """Places in the model, such as `layers.12.resid_post`, or by relative depth `layers.40%.resid_post`."""
+    """Places in the model, such as `layers.12.resid_post`, by relative depth `layers.40%.resid_post`, or in every layer
+    `layers.*.resid_post`."""
     batch_tokens: Count = 8192
     """Tokens in one forward pass, padding included."""
 

@@ -28,9 +28,9 @@ class ModelSource:
         limit = context_limit(self.model)
         if limit is not None and corpus.longest > limit:
             raise UserError(f"context: {corpus.longest} is longer than this model allows; at most {limit}")
-        sites = resolve_sites(self.model, harvest.sites)
-        self.aliases = {name: site.name for name, site in sites.items()}
-        self.sites = list({site.name: site for site in sites.values()}.values())
+        written = resolve_sites(self.model, harvest.sites)
+        self.aliases = {name: sites[0].name for name, sites in written.items() if "*" not in name}
+        self.sites = list({site.name: site for sites in written.values() for site in sites}.values())
         self.rows = corpus.rows
         self.dtype: str = model.dtype
         self.widths: Mapping[str, int] = site_widths(self.model, self.sites)
@@ -67,9 +67,10 @@ class ModelSource:
             chosen = chosen_BT.flatten().nonzero()[:, 0].to(self.device)
 
             def take(x_BTD: torch.Tensor, chosen: torch.Tensor = chosen) -> torch.Tensor:
-                return x_BTD.flatten(0, 1).index_select(0, chosen)
+                # A model may be spread over several devices.
+                return x_BTD.flatten(0, 1).index_select(0, chosen.to(x_BTD.device))
 
-            captured = capture(self.model, self.sites, ids_BT.to(self.device), mask_BT.to(self.device), take)
+            captured = capture(self.model, self.sites, ids_BT, mask_BT, take)
             for site, x_ND in captured.items():
                 filled[site].index_copy_(0, to, x_ND.to("cpu", dtype))
         return filled

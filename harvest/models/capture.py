@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from harvest.errors import UserError
-from harvest.models.load import position_offset, takes
+from harvest.models.load import input_device, position_offset, takes
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,17 @@ def capture(
 
     `attention_mask_BT` is 1 at tokens and 0 at padding, on either side; what is captured at padding means nothing.
     `take` copies what is wanted of them.
-    Raises `UserError` where a site is never reached or is not one vector per token.
+    Several vectors per token, such as one a head `(B, T, heads, width)`, are one long one. Some experts see all texts'
+    tokens as one list `(B T, width)`.
+    Raises `UserError` where a site is never reached or has no vector per token.
     """
 
     def take_checked(site: Site, value: torch.Tensor) -> torch.Tensor:
-        if value.shape[:-1] != input_ids_BT.shape:
+        if (x_BTD := _vectors(value, input_ids_BT)) is None:
             raise UserError(
                 f"{site.name}: its shape {tuple(value.shape)} is not one vector per token {tuple(input_ids_BT.shape)}"
             )
-        return take(value)
+        return take(x_BTD)
 
     captured = run_until_captured(model, sites, text_inputs(model, input_ids_BT, attention_mask_BT), take_checked)
     for site in sites:
@@ -51,14 +53,29 @@ def capture(
     return {site.name: captured[site.name] for site in sites}
 
 
+def _vectors(value: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor | None:
+    if value.ndim == 2 and len(value) == ids_BT.numel():
+        value = value.reshape(*ids_BT.shape, -1)
+    return value.flatten(2) if value.ndim > 2 and value.shape[:2] == ids_BT.shape else None
+
+
 def site_widths(model: torch.nn.Module, sites: Collection[Site]) -> dict[str, int]:
-    """Site name -> width of its activation vectors, seen by running the model on one token."""
-    return {name: values.shape[-1] for name, values in capture(model, sites, *one_token()).items()}
+    """Site name -> width of its activation vectors, seen by running the model on a few tokens."""
+    return {name: values.shape[-1] for name, values in capture(model, sites, *_few_tokens()).items()}
 
 
-def one_token() -> tuple[torch.Tensor, torch.Tensor]:
-    """The smallest input there is: token ids and attention mask, both `(1, 1)`."""
-    return torch.zeros((1, 1), dtype=torch.long), torch.ones((1, 1), dtype=torch.long)
+def widths_where_given(model: torch.nn.Module, sites: Collection[Site]) -> dict[str, int | None]:
+    """`site_widths`, but None for a site that is never reached or has no vector per token."""
+    ids_BT, mask_BT = _few_tokens()
+    captured = run_until_captured(model, sites, text_inputs(model, ids_BT, mask_BT))
+    vectors = {name: _vectors(value, ids_BT) for name, value in captured.items()}
+    widths: dict[str, int | None] = {site.name: None for site in sites}
+    return widths | {name: x_BTD.shape[-1] for name, x_BTD in vectors.items() if x_BTD is not None}
+
+
+def _few_tokens() -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, both `(2, 11)`: a shape that heads, layers and experts do not come in by chance."""
+    return torch.zeros((2, 11), dtype=torch.long), torch.ones((2, 11), dtype=torch.long)
 
 
 @torch.inference_mode()
@@ -112,7 +129,10 @@ def _output_hook(site: Site, keep: Any) -> Any:
     def hook(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # Attention returns its weights too, and a whole model a record; the activations come first in both.
         values = tuple(output.values()) if isinstance(output, dict) else output
-        keep(site, values[0] if isinstance(values, tuple | list) and values else values)
+        value = values[0] if isinstance(values, tuple | list) and values else values
+        # A hook point of TransformerLens knows how to lay out what it sees, such as heads after tokens.
+        conversion = getattr(module, "hook_conversion", None)
+        keep(site, value if conversion is None else conversion.convert(value))
 
     return hook
 
@@ -121,7 +141,7 @@ def text_inputs(
     model: torch.nn.Module, input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """What a text model takes, on its device; texts may be padded on either side."""
-    device = next(model.parameters()).device
+    device = input_device(model)
     inputs = {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT}
     starts_late = bool((attention_mask_BT[:, 1:] > attention_mask_BT[:, :-1]).any())
     if starts_late and takes(model, "position_ids"):

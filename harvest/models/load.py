@@ -39,31 +39,63 @@ def load_tokenizer(spec: ModelSpec) -> Any:
 
 
 def load_model(spec: ModelSpec, device: torch.device | str) -> torch.nn.Module:
-    """The base model, without its language-model head, in `spec.dtype` on `device`, ready for inference.
+    """The model in `spec.dtype` on `device` (or spread as `spec.device_map` says), ready for inference.
 
-    Only safetensors are read: nothing is unpickled. A local directory is loaded without trying the network.
+    From transformers it is the base model, without its language-model head. Only safetensors and GGUF are read: nothing
+    is unpickled. A local directory is loaded without trying the network.
     """
+    if spec.backend == "transformer_lens":
+        from harvest.models.lens import load_lens
+
+        return load_lens(spec, device)
+    transformers = import_transformers()
+    config = _config(spec)
+    has_base = "AutoModel" in getattr(config, "auto_map", {}) or type(config) in transformers.MODEL_MAPPING
+    kind = transformers.AutoModel if has_base else transformers.AutoModelForCausalLM
+    model = load_weights(spec, device, kind).base_model
+    assert isinstance(model, torch.nn.Module)
+    return model
+
+
+def load_weights(spec: ModelSpec, device: torch.device | str, kind: Any) -> Any:
+    """The model as `kind`, one of transformers' auto classes, gives it; with its head, where it has one."""
     source = _source(spec)
     if (directory := _directory(spec)) is not None:
         _weight_files(spec, directory)
-    transformers = import_transformers()
     config = _config(spec)
     if config.is_encoder_decoder:
         raise UserError(f"model {spec.id}: an encoder-decoder ({config.model_type}); give a causal model or an encoder")
-    has_base = "AutoModel" in getattr(config, "auto_map", {}) or type(config) in transformers.MODEL_MAPPING
-    kind = transformers.AutoModel if has_base else transformers.AutoModelForCausalLM
+    quantization = _quantization(spec)
+    # Quantised weights cannot be moved once they are there.
+    device_map = spec.device_map or ({"": str(device)} if spec.quantization else None)
     with one_line_errors(f"model {spec.id}: its weights cannot be loaded", spec):
         model, loading = kind.from_pretrained(
-            **source, config=config, dtype=getattr(torch, spec.dtype), use_safetensors=True, output_loading_info=True
+            **source,
+            config=config,
+            dtype=getattr(torch, spec.dtype),
+            quantization_config=quantization,
+            device_map=device_map,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     # Weights that the files lack start at random. An encoder's pooler is often left out, and no site reads it.
     missing = sorted(key for key in loading["missing_keys"] if "pooler" not in key)
     if missing:
         raise UserError(f"model {spec.id}: {len(missing)} of its weights are not in its files, such as {missing[0]}")
-    model = model.base_model.eval().requires_grad_(False).to(device)
+    model = model.eval().requires_grad_(False)
     model.config.use_cache = False
-    assert isinstance(model, torch.nn.Module)
-    return model
+    return model if device_map else model.to(device)
+
+
+def _quantization(spec: ModelSpec) -> Any:
+    """transformers' own config object for `spec.quantization`."""
+    if spec.quantization is None:
+        return None
+    import_transformers()
+    from transformers.quantizers import AutoQuantizationConfig
+
+    with one_line_errors(f"model {spec.id}: quantization: {json.dumps(spec.quantization, default=str)[:150]}", spec):
+        return AutoQuantizationConfig.from_dict(spec.quantization)
 
 
 def model_facts(spec: ModelSpec) -> dict[str, Any]:
@@ -71,15 +103,20 @@ def model_facts(spec: ModelSpec) -> dict[str, Any]:
 
     A local directory: SHA-256 of config.json (and of its code, where that is trusted); name, size and SHA-256 of the
     first and last MiB of each weight file. No path, so a directory keeps its facts when it is moved. On the Hub: the id
-    and the commit that the revision stands for now.
+    and the commit that the revision stands for now. Besides: the backend, GGUF file and quantisation, where given.
     """
+    given = {key: getattr(spec, key) for key in ("gguf", "quantization") if getattr(spec, key) is not None}
+    if spec.backend != "transformers":
+        given["backend"] = spec.backend
     directory = _directory(spec)
     if directory is None:
-        return {"id": spec.id, "commit": _config(spec)._commit_hash}
-    files = [directory / "config.json", *(sorted(directory.glob("*.py")) if spec.trust_remote_code else [])]
+        return {"id": spec.id, "commit": _config(spec)._commit_hash, **given}
+    files = [directory / "config.json"] if spec.gguf is None else []  # a GGUF file holds its config too
+    files += sorted(directory.glob("*.py")) if spec.trust_remote_code else []
     return {
         "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
         "weights": {path.name: _weight_facts(path) for path in _weight_files(spec, directory)},
+        **given,
     }
 
 
@@ -106,6 +143,11 @@ def context_limit(model: Any) -> int | None:
     return positions - position_offset(model) if isinstance(positions, int) and positions > 0 else None
 
 
+def input_device(model: torch.nn.Module) -> torch.device:
+    """Where a forward pass takes its inputs: beside the first weights, unless those are offloaded."""
+    return next((weight.device for weight in model.parameters() if not weight.is_meta), torch.device("cpu"))
+
+
 def takes(model: torch.nn.Module, argument: str) -> bool:
     """Whether the model's `forward` has this argument."""
     return argument in inspect.signature(model.forward).parameters
@@ -115,7 +157,10 @@ def _directory(spec: ModelSpec) -> Path | None:
     """The model's local directory; None where `spec.id` is a Hub id."""
     directory = Path(spec.id).expanduser()
     if directory.is_dir():
-        if not (directory / "config.json").is_file():
+        if spec.gguf is not None and not (directory / spec.gguf).is_file():
+            there = ", ".join(sorted(path.name for path in directory.glob("*.gguf"))) or "no GGUF file"
+            raise UserError(f"gguf: {spec.gguf} is not in {directory}; there is {there}")
+        if spec.gguf is None and not (directory / "config.json").is_file():
             raise UserError(f"model {spec.id}: the directory has no config.json; expected config.json, *.safetensors")
         return directory
     if spec.wheel is not None:
@@ -128,7 +173,9 @@ def _directory(spec: ModelSpec) -> Path | None:
 
 
 def _weight_files(spec: ModelSpec, directory: Path) -> list[Path]:
-    """The safetensors that transformers reads: one file, or the shards its index names."""
+    """The one GGUF file, or the safetensors that transformers reads: one file, or the shards its index names."""
+    if spec.gguf is not None:
+        return [directory / spec.gguf]
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         with one_line_errors(f"model {spec.id}: {index.name} cannot be read", spec):
@@ -153,6 +200,7 @@ def _source(spec: ModelSpec) -> dict[str, Any]:
         "revision": spec.revision or "main",
         "local_files_only": directory is not None,
         "trust_remote_code": spec.trust_remote_code,
+        **({} if spec.gguf is None else {"gguf_file": spec.gguf}),
     }
 
 
@@ -174,6 +222,9 @@ def one_line_errors(what: str, spec: ModelSpec) -> Iterator[None]:
                 f"model {spec.id}: no such directory, not in the Hugging Face cache, and the Hub is out of reach; "
                 f"with it in reach, run `hf download {spec.id} --local-dir DIRECTORY` and give DIRECTORY as the id"
             ) from error
+        if isinstance(error, ModuleNotFoundError) and error.name is not None:
+            package = error.name.partition(".")[0]
+            raise UserError(f"{what}: it needs the package {package}; run `pip install {package}`") from error
         if "trust_remote_code" in text:
             raise UserError(
                 f"model {spec.id}: it runs code of its own; set trust_remote_code: true if you trust its author"

@@ -2,33 +2,34 @@
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from harvest.errors import UserError
-from harvest.models.capture import Site, one_token, run_until_captured, text_inputs
+from harvest.models.capture import Site, widths_where_given
 from harvest.models.load import takes
 
 ATTENTION = re.compile(r"(self_?)?(attn|attention)", re.IGNORECASE)
+LAYER = re.compile(r"(layers|blocks)\.(\d+)\.(.+)")
+"""A site in a layer, as we name it or as TransformerLens does."""
 MLP = re.compile(r"mlp|ffn|ff|feed_?forward|(block_sparse_)?moe", re.IGNORECASE)
 
 
-def resolve_sites(model: torch.nn.Module, names: Iterable[str]) -> dict[str, Site]:
-    """Each name as written -> its site. `layers.40%.resid_post` becomes the layer at that depth.
+def resolve_sites(model: torch.nn.Module, names: Iterable[str]) -> dict[str, list[Site]]:
+    """Each name as written -> its sites: one, or every one that a name with `*` matches, in the order of the pass.
 
+    `layers.40%.resid_post` becomes the layer at that depth; `*` stands for anything between two dots.
     Raises `UserError` for a name that the model does not have, with what it has.
     """
     named = {site.name: site for site in named_sites(model)}
-    return {name: _resolve(model, name, named) for name in names}
+    return {name: _matching(model, name, named) if "*" in name else [_resolve(model, name, named)] for name in names}
 
 
 def list_sites(model: torch.nn.Module) -> dict[str, int | None]:
-    """Every named site -> the width of its vectors; None where a pass over one token gives no vector per token."""
-    sites = named_sites(model)
-    captured = run_until_captured(model, sites, text_inputs(model, *one_token()))
-    widths: dict[str, int | None] = {site.name: None for site in sites}
-    return widths | {name: value.shape[-1] for name, value in captured.items() if value.shape[:-1] == (1, 1)}
+    """Every named site -> the width of its vectors; None where a pass gives no vector per token."""
+    return widths_where_given(model, named_sites(model))
 
 
 def named_sites(model: Any) -> list[Site]:
@@ -40,8 +41,9 @@ def named_sites(model: Any) -> list[Site]:
         found: list[Site] = model.named_sites()
         return found
     sites = []
-    if (embed := _path_of(model, model.get_input_embeddings())) is not None:
-        sites.append(Site("embed", embed, "out"))
+    with suppress(NotImplementedError):  # TrOCR does not say which module they are
+        if (embed := _path_of(model, model.get_input_embeddings())) is not None:
+            sites.append(Site("embed", embed, "out"))
     if (stack := _layer_stack(model)) is not None:
         for index, layer in enumerate(model.get_submodule(stack).children()):
             sites += _layer_sites(f"layers.{index}", f"{stack}.{index}", layer)
@@ -72,36 +74,55 @@ def _part(layer: torch.nn.Module, kind: re.Pattern[str]) -> str | None:
 
 
 def _layer_stack(model: Any) -> str | None:
-    """The path of the module list that holds the layers: as long as the config says, and the one with most weights."""
+    """The path of the module list that holds the layers: as long as the config says, and the one with most weights.
+
+    None where no list holds whole layers: XLM has its attentions in one list and its MLPs in another beside it.
+    """
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     stacks = {
         path: sum(weight.numel() for weight in module.parameters())
         for path, module in model.named_modules()
         if isinstance(module, torch.nn.ModuleList) and len(module) == depth
     }
-    return max(stacks, key=lambda path: stacks[path], default=None)
+    if not stacks:
+        return None
+    largest = max(stacks, key=lambda path: stacks[path])
+    beside = [path for path in stacks if path.rpartition(".")[0] == largest.rpartition(".")[0]]
+    return largest if len(beside) == 1 else None
 
 
 def _path_of(model: torch.nn.Module, wanted: torch.nn.Module | None) -> str | None:
     return next((path for path, module in model.named_modules() if module is wanted), None)
 
 
+def _matching(model: torch.nn.Module, name: str, named: dict[str, Site]) -> list[Site]:
+    pattern = re.compile(r"[^.:]*".join(map(re.escape, name.split("*"))))
+    of_modules = [f"{path}:{side}" for path, _ in model.named_modules() for side in ("in", "out")]
+    if found := [known for known in dict.fromkeys([*named, *of_modules]) if pattern.fullmatch(known)]:
+        return [_resolve(model, known, named) for known in found]
+    raise UserError(
+        f"{name}: no site matches (* stands for anything between two dots); this model has {_what_there_is(named)}"
+    )
+
+
 def _resolve(model: torch.nn.Module, name: str, named: dict[str, Site]) -> Site:
+    if name in named:
+        return named[name]
     path, colon, side = name.rpartition(":")
     if colon and side in ("in", "out"):
         if path in dict(model.named_modules()):
             return Site(name, path, side)  # type: ignore[arg-type]
         raise UserError(f"{name}: this model has no module {path!r}; it has {_what_there_is(named)}")
-    depth = len({site.split(".")[1] for site in named if site.startswith("layers.")})
+    depth = len({match[2] for match in map(LAYER.fullmatch, named) if match})
     canonical = name
-    if match := re.fullmatch(r"layers\.(\d+(?:\.\d+)?)%\.(\w+)", name):
+    if depth and (match := re.fullmatch(r"(layers|blocks)\.(\d+(?:\.\d+)?)%\.(.+)", name)):
         # Percentages are of the number of layers; 100% is the last one.
-        if float(match[1]) > 100:
+        if float(match[2]) > 100:
             raise UserError(f"{name}: a relative depth is between 0% and 100%")
-        canonical = f"layers.{min(round(float(match[1]) / 100 * depth), depth - 1)}.{match[2]}"
+        canonical = f"{match[1]}.{min(round(float(match[2]) / 100 * depth), depth - 1)}.{match[3]}"
     if canonical in named:
         return named[canonical]
-    if depth and (match := re.fullmatch(r"layers\.(\d+)\.\w+", canonical)) and int(match[1]) >= depth:
+    if depth and (match := LAYER.fullmatch(canonical)) and int(match[2]) >= depth:
         raise UserError(f"{name}: this model has layers 0 to {depth - 1}")
     raise UserError(f"{name}: no such site; this model has {_what_there_is(named)}")
 
@@ -109,16 +130,15 @@ def _resolve(model: torch.nn.Module, name: str, named: dict[str, Site]) -> Site:
 def _what_there_is(named: dict[str, Any]) -> str:
     """Such as `layers.0 to layers.29, each with resid_pre, attn_out, ...; embed; final; or a module path ...`."""
     parts: dict[str, list[str]] = {}
-    for name in named:
-        if name.startswith("layers."):
-            _, index, part = name.split(".")
-            parts.setdefault(index, []).append(part)
+    for match in filter(None, map(LAYER.fullmatch, named)):
+        parts.setdefault(f"{match[1]}.{match[2]}", []).append(match[3])
     pieces = []
     if parts:
         known = dict.fromkeys(part for layer in parts.values() for part in layer)
         everywhere = [part for part in known if all(part in layer for layer in parts.values())]
-        pieces.append(f"layers.0 to layers.{len(parts) - 1}, each with {', '.join(everywhere)}")
+        first, last = next(iter(parts)), next(reversed(parts))
+        pieces.append(f"{first} to {last}, each with {', '.join(everywhere)}")
         if somewhere := [part for part in known if part not in everywhere]:
             pieces.append(f"some of them with {', '.join(somewhere)}")
-    pieces += [name for name in named if not name.startswith("layers.")]
+    pieces += [name for name in named if not LAYER.fullmatch(name)]
     return "; ".join([*pieces, "or a module path with :in or :out"])

@@ -179,6 +179,63 @@ def test_a_store_of_another_harvest(prepared: Path, tmp_path: Path, harvest: Any
     assert files(tmp_path) == before
 
 
+def cells(out: str) -> list[list[str]]:
+    return [re.split(r" {2,}", line) for line in out.splitlines()]
+
+
+def test_a_models_sites(prepared: Path, harvest: Any) -> None:
+    said = harvest("sites", prepared / "model")
+    assert (said.status, said.errors) == (0, [])
+    rows = cells(said.out)
+    parts = ["resid_pre", "attn_out", "mlp_in", "mlp_out", "resid_post"]
+    names = ["embed", *(f"layers.{layer}.{part}" for layer in range(4) for part in parts), "final"]
+    assert rows == [["site", "width"], *([name, "24"] for name in names)]
+    refused(harvest("sites", prepared / "nowhere"), "nowhere: the directory does not exist")
+
+
+def test_the_sites_of_another_backend(prepared: Path, harvest: Any) -> None:
+    said = harvest("sites", json.dumps({"id": str(prepared / "model"), "backend": "transformer_lens"}))
+    assert (said.status, said.errors) == (0, [])
+    rows = cells(said.out)
+    assert ["blocks.3.hook_resid_post", "24"] in rows
+    assert ["blocks.0.attn.hook_pattern", "no vector per token"] in rows
+
+
+def test_what_a_store_holds(prepared: Path, tmp_path: Path, harvest: Any) -> None:
+    assert harvest(*arguments_of(prepared, tmp_path)).status == 0
+    said = harvest("inspect", tmp_path / "activations.zarr")
+    assert (said.status, said.errors) == (0, [])
+    rows = cells(said.out)
+    manifest = json.loads((tmp_path / "activations.manifest.json").read_text())
+    assert ["rows", "600"] in rows
+    assert ["shards", "17 of 17 are finished, 37 rows each"] in rows
+    assert ["dtype", "bfloat16"] in rows
+    assert ["fingerprint", manifest["fingerprint"]] in rows
+    found = manifest["sites"]["layers.1.resid_post"]
+    assert ["layers.1.resid_post", "24", f"{found['mean_norm']:.4g}", f"{found['total_variance']:.4g}"] in rows
+    assert ["package", "1", "tqdm"] in rows
+    assert ["rows/position", "600", "int32"] in rows
+    assert ["sites", '["layers.1.resid_post"]'] in rows
+    assert max(map(len, said.out.splitlines())) < 120
+
+
+def test_what_an_unfinished_store_holds(prepared: Path, tmp_path: Path, harvest: Any) -> None:
+    assert harvest(*arguments_of(prepared, tmp_path), "--part", "1/600").status == 0
+    said = harvest("inspect", tmp_path / "activations.zarr")
+    assert (said.status, said.errors) == (0, [])
+    assert ["layers.1.resid_post", "24", "-", "-"] in cells(said.out)
+
+
+def test_no_store_to_inspect(tmp_path: Path, harvest: Any) -> None:
+    refused(harvest("inspect", tmp_path / "absent.zarr"), "absent.zarr: is no Zarr v3 group; run the harvest first")
+
+
+@pytest.mark.parametrize("command", ["sites", "inspect"])
+def test_help(harvest: Any, command: str) -> None:
+    assert "directory" in (said := harvest(command, "--help")).out or "activations.zarr" in said.out
+    assert said.status == 0
+
+
 def test_in_a_process_of_its_own(prepared: Path, tmp_path: Path) -> None:
     """Nothing that a library prints or warns of joins the one line."""
 

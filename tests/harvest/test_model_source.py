@@ -229,6 +229,18 @@ def test_relative_depth_and_duplicates(harvested: Harvested) -> None:
     assert source.aliases == dict.fromkeys(names, "layers.1.resid_post")
 
 
+def test_a_sweep_stores_every_layer_from_one_pass(harvested: Harvested) -> None:
+    """Only a name that stands for one site is another name for it."""
+    sites = ["layers.*.resid_post", "layers.0%.resid_post"]
+    source = ModelSource(harvested.spec, harvested.corpus, HarvestSpec(sites=sites, batch_tokens=100))
+    assert list(source.widths) == [
+        f"layers.{layer}.resid_post" for layer in range({"gpt2": 3, "llama": 4}[harvested.family])
+    ]
+    assert source.aliases == {"layers.0%.resid_post": "layers.0.resid_post"}
+    rows = source.read_sites(0, 20)
+    assert torch.equal(rows["layers.1.resid_post"], harvested.store.read("layers.1.resid_post", 0, 20))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_facts_tell_apart_what_gives_other_rows(tmp_path: Path, dtype: Dtype) -> None:
     spec = ModelSpec(id=str(tiny_llama(tmp_path / "model")), dtype=dtype)

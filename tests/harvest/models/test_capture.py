@@ -98,7 +98,7 @@ def test_attention_input_given_by_keyword(tiny: tuple[str, Any, Any]) -> None:
     family, model, tokenizer = tiny
     input_ids_BT, mask_BT = batch(tokenizer, [8])
     path = ATTENTION_OF[family].format(1)
-    (site,) = resolve_sites(model, [f"{path}:in"]).values()
+    ((site,),) = resolve_sites(model, [f"{path}:in"]).values()
     inputs = {"input_ids": input_ids_BT, "attention_mask": mask_BT}
     assert torch.equal(capture(model, [site], input_ids_BT, mask_BT)[f"{path}:in"], by_hand(model, path, "in", inputs))
 
@@ -124,7 +124,7 @@ def test_left_padding_equals_the_model_given_positions(tiny: tuple[str, Any, Any
         out = model(
             input_ids=input_ids_BT, attention_mask=mask_BT, position_ids=positions_BT, output_hidden_states=True
         )
-    (site,) = resolve_sites(model, ["layers.1.resid_post"]).values()
+    ((site,),) = resolve_sites(model, ["layers.1.resid_post"]).values()
     assert torch.equal(capture(model, [site], input_ids_BT, mask_BT)[site.name], out.hidden_states[2])
 
 
@@ -148,13 +148,13 @@ def test_the_pass_stops_after_the_last_site(tiny: tuple[str, Any, Any]) -> None:
         for path, module in model.named_modules()
     ]
     names = ["layers.1.mlp_in", "layers.0.resid_post", "layers.1.attn_out"]
-    sites = resolve_sites(model, names)
+    sites = {name: site for name, (site,) in resolve_sites(model, names).items()}
     assert list(capture(model, list(sites.values()), *batch(tokenizer, [5]))) == names
     for handle in handles:
         handle.remove()
     mlp = sites["layers.1.mlp_in"].path
     assert sites["layers.1.attn_out"].path in ran
-    next_layer = resolve_sites(model, ["layers.2.resid_pre"])["layers.2.resid_pre"].path
+    next_layer = resolve_sites(model, ["layers.2.resid_pre"])["layers.2.resid_pre"][0].path
     assert not [path for path in ran if path.startswith((f"{mlp}.", next_layer))]
 
 
@@ -217,7 +217,7 @@ def test_roberta_positions_with_left_padding() -> None:
     model = transformers.RobertaModel(config, add_pooling_layer=False).eval()
     input_ids_BT = torch.tensor([[5, 5, 5, 7, 8, 9], [3, 4, 5, 6, 7, 8]])
     mask_BT = torch.tensor([[0, 0, 0, 1, 1, 1], [1] * 6])
-    (site,) = resolve_sites(model, ["layers.1.resid_post"]).values()
+    ((site,),) = resolve_sites(model, ["layers.1.resid_post"]).values()
     padded = capture(model, [site], input_ids_BT, mask_BT)[site.name]
     alone = capture(model, [site], input_ids_BT[:1, 3:], mask_BT[:1, 3:])[site.name]
     torch.testing.assert_close(padded[0, 3:], alone[0])
@@ -229,7 +229,7 @@ def test_widths_are_measured(tiny: tuple[str, Any, Any]) -> None:
     assert set(list_sites(model).values()) == {width}
     inner = {"gpt2": "h.0.mlp.c_fc:out", "llama": "layers.0.mlp.gate_proj:out"}[family]
     names = ["layers.0.resid_post", inner]
-    measured = site_widths(model, list(resolve_sites(model, names).values()))
+    measured = site_widths(model, [site for (site,) in resolve_sites(model, names).values()])
     assert measured == {"layers.0.resid_post": width, inner: {"gpt2": 128, "llama": 40}[family]}
 
 
@@ -239,8 +239,8 @@ def test_sites_without_a_vector_per_token_are_refused(tiny: tuple[str, Any, Any]
     with pytest.raises(UserError, match="never: a forward pass of this model gives no tensor there"):
         capture(model, [never], *batch(tokenizer, [5]))
     if family == "llama":
-        (rotary,) = resolve_sites(model, ["rotary_emb:in"]).values()
+        ((rotary,),) = resolve_sites(model, ["rotary_emb:in"]).values()
         assert capture(model, [rotary], *batch(tokenizer, [5, 3]))["rotary_emb:in"].shape == (2, 5, 24)
-        (rotary,) = resolve_sites(model, ["rotary_emb:out"]).values()
+        ((rotary,),) = resolve_sites(model, ["rotary_emb:out"]).values()
         with pytest.raises(UserError, match=r"rotary_emb:out: its shape \(1, 5, 6\) is not one vector per token"):
             capture(model, [rotary], *batch(tokenizer, [5, 3]))

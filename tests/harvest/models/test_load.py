@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import torch
 
 from harvest.config import ModelSpec
 from harvest.errors import UserError
+from harvest.models.capture import capture
 from harvest.models.load import context_limit, import_transformers, load_model, load_tokenizer, model_facts
+from harvest.models.sites import named_sites
 from tests.tiny import tiny_gpt2, tiny_llama
+from tests.tiny_gguf import tiny_gguf
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +178,96 @@ def test_a_hub_id_out_of_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     for function in (load_tokenizer, model_facts):
         with pytest.raises(UserError, match="hf download some/model"):
             function(spec)
+
+
+INT8_WEIGHTS = {"_type": "Int8WeightOnlyConfig", "_version": 2, "_data": {}}
+INT8 = {"quant_method": "torchao", "quant_type": {"default": INT8_WEIGHTS}}
+
+
+def activations(spec: ModelSpec) -> dict[str, torch.Tensor]:
+    model = load_model(spec, "cpu")
+    ids_BT = torch.arange(2, 22).view(2, 10)
+    return capture(model, named_sites(model), ids_BT, torch.ones_like(ids_BT))
+
+
+def test_a_gguf_file(tmp_path: Path) -> None:
+    embedding = tiny_gguf(tmp_path / "tiny.gguf")
+    spec = ModelSpec(id=str(tmp_path), gguf="tiny.gguf", dtype="float32")
+    model: Any = load_model(spec, "cpu")
+    assert (type(model).__name__, context_limit(model)) == ("LlamaModel", 32)
+    assert torch.equal(model.embed_tokens.weight, torch.from_numpy(embedding))
+    assert load_tokenizer(spec)("in")["input_ids"] == [96]
+    assert activations(spec)["layers.0.resid_post"].shape == (2, 10, 8)
+    facts = model_facts(spec)
+    assert (list(facts["weights"]), facts["files"], facts["gguf"]) == (["tiny.gguf"], {}, "tiny.gguf")
+    other = spec.model_copy(update={"gguf": "other.gguf"})
+    assert mistake(other) == f"gguf: other.gguf is not in {tmp_path}; there is tiny.gguf"
+
+
+def test_a_gguf_file_is_a_name_and_quantised_already() -> None:
+    for gguf in ("../other/tiny.gguf", "/tiny.gguf", "tiny.bin"):
+        with pytest.raises(ValueError, match="should match pattern"):
+            ModelSpec(id="some/model", gguf=gguf)
+    with pytest.raises(ValueError, match="a GGUF file is quantised already"):
+        ModelSpec(id="some/model", gguf="tiny.gguf", quantization=INT8)
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto"])
+def test_a_device_map_changes_no_value(directory: Path, device_map: str) -> None:
+    spec = ModelSpec(id=str(directory), dtype="float32")
+    mapped = spec.model_copy(update={"device_map": device_map})
+    assert model_facts(mapped) == model_facts(spec)
+    model: Any = load_model(mapped, "meta")  # the map alone says where the weights are
+    assert {weight.device.type for weight in model.parameters()} == {"cuda" if torch.cuda.is_available() else "cpu"}
+    if not torch.cuda.is_available():
+        values = activations(mapped)
+        assert all(torch.equal(value, values[site]) for site, value in activations(spec).items())
+
+
+def test_an_unknown_device_map(directory: Path) -> None:
+    assert "its weights cannot be loaded: " in mistake(ModelSpec(id=str(directory), device_map="everywhere"))
+
+
+def test_quantised_weights(directory: Path) -> None:
+    pytest.importorskip("torchao")
+    spec = ModelSpec(id=str(directory))
+    quantised = spec.model_copy(update={"quantization": INT8})
+    assert model_facts(quantised) == model_facts(spec) | {"quantization": INT8}
+    weight = load_model(quantised, "cpu").get_parameter("layers.0.mlp.up_proj.weight")
+    assert type(weight).__name__ == "Int8Tensor"
+    exact, values = activations(spec)["layers.3.resid_post"], activations(quantised)["layers.3.resid_post"]
+    assert values.dtype == torch.bfloat16
+    assert not torch.equal(exact, values)
+    assert (exact - values).norm() < 0.05 * exact.norm()
+
+
+def test_quantisation_that_is_not_there(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(**quantization: Any) -> str:
+        return mistake(ModelSpec(id=str(directory), quantization=quantization))
+
+    assert 'quantization: {"quant_method": "zip"}: Unknown quantization type, got zip' in asked(quant_method="zip")
+    assert "has no `quant_method` attribute" in asked(bits=4)
+    for package in ("torchao", "torchao.core", "torchao.core.config"):
+        monkeypatch.setitem(sys.modules, package, None)
+    message = asked(**INT8)
+    assert message.startswith(f"model {directory}: quantization: {{")
+    assert message.endswith(": it needs the package torchao; run `pip install torchao`")
+    from transformers.quantizers import quantizer_bnb_8bit
+
+    monkeypatch.setattr(quantizer_bnb_8bit, "is_bitsandbytes_available", lambda: False)
+    assert "requires bitsandbytes: `pip install" in asked(quant_method="bitsandbytes", load_in_8bit=True)
+
+
+def test_quantisation_reaches_the_loading(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the library's own config, with the weights where they are to stay."""
+    asked: dict[str, Any] = {}
+
+    def refuse(*_args: Any, **kwargs: Any) -> None:
+        asked.update(kwargs)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(import_transformers().AutoModel, "from_pretrained", refuse)
+    assert "seen" in mistake(ModelSpec(id=str(directory), quantization={"load_in_4bit": True}))
+    assert type(asked["quantization_config"]).__name__ == "BitsAndBytesConfig"
+    assert asked["quantization_config"].load_in_4bit
+    assert asked["device_map"] == {"": "cpu"}

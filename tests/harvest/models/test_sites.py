@@ -40,7 +40,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     ],
 )
 def test_names_resolve(model: Any, written: str, site: Site) -> None:
-    assert resolve_sites(model, [written]) == {written: site}
+    assert resolve_sites(model, [written]) == {written: [site]}
+
+
+@pytest.mark.parametrize(
+    ("written", "names"),
+    [
+        ("layers.*.resid_post", [f"layers.{index}.resid_post" for index in range(10)]),
+        ("layers.3.*_out", ["layers.3.attn_out", "layers.3.mlp_out"]),
+        ("layers.*.mlp.up_proj:in", [f"layers.{index}.mlp.up_proj:in" for index in range(10)]),
+        ("e*", ["embed"]),
+    ],
+)
+def test_a_star_stands_for_every_site_that_matches_in_order(model: Any, written: str, names: list[str]) -> None:
+    assert [site.name for site in resolve_sites(model, [written])[written]] == names
 
 
 @pytest.mark.parametrize(
@@ -52,6 +65,7 @@ def test_names_resolve(model: Any, written: str, site: Site) -> None:
         ("layers.101%.resid_pre", "layers.101%.resid_pre: a relative depth is between 0% and 100%"),
         ("blocks.3:out", f"blocks.3:out: this model has no module 'blocks.3'; {HAS.replace('this model', 'it')}"),
         ("layers.3:inside", f"layers.3:inside: no such site; {HAS}"),
+        ("layers.*", f"layers.*: no site matches (* stands for anything between two dots); {HAS}"),
         ("", f": no such site; {HAS}"),
     ],
 )
@@ -91,10 +105,10 @@ def test_a_hybrid_says_that_only_some_layers_have_attention() -> None:
     model = import_transformers().AutoModel.from_config(config).eval()
     with pytest.raises(UserError, match="each with resid_pre, mlp_in, mlp_out, resid_post; some of them with attn_out"):
         resolve_sites(model, ["layers.0.attn_out"])
-    assert resolve_sites(model, ["layers.1.attn_out"])["layers.1.attn_out"].path == "layers.1.self_attn"
+    assert resolve_sites(model, ["layers.1.attn_out"])["layers.1.attn_out"][0].path == "layers.1.self_attn"
 
 
 def test_the_layers_are_found_in_a_whole_language_model(tmp_path: Path) -> None:
     model = import_transformers().AutoModelForCausalLM.from_pretrained(tiny_llama(tmp_path)).eval()
     sites = resolve_sites(model, ["layers.1.mlp_in", "final"])
-    assert [site.path for site in sites.values()] == ["model.layers.1.mlp", "model"]
+    assert [site.path for (site,) in sites.values()] == ["model.layers.1.mlp", "model"]
