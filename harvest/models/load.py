@@ -110,7 +110,7 @@ def model_facts(spec: ModelSpec) -> dict[str, Any]:
         given["backend"] = spec.backend
     directory = _directory(spec)
     if directory is None:
-        return {"id": spec.id, "commit": _config(spec)._commit_hash, **given}
+        return {"id": spec.id, "commit": _commit(spec), **given}
     files = [directory / "config.json"] if spec.gguf is None else []  # a GGUF file holds its config too
     files += sorted(directory.glob("*.py")) if spec.trust_remote_code else []
     return {
@@ -118,6 +118,16 @@ def model_facts(spec: ModelSpec) -> dict[str, Any]:
         "weights": {path.name: _weight_facts(path) for path in _weight_files(spec, directory)},
         **given,
     }
+
+
+def _commit(spec: ModelSpec) -> str:
+    """The Hub's files lie in a cache, in a folder that is named after their commit."""
+    import_transformers()
+    from transformers.utils import cached_file
+
+    with one_line_errors(f"model {spec.id}: its config cannot be loaded", spec):
+        found = cached_file(spec.id, spec.gguf or "config.json", revision=spec.revision or "main")
+    return Path(found).parent.name
 
 
 def _weight_facts(path: Path) -> dict[str, Any]:

@@ -76,19 +76,30 @@ def _part(layer: torch.nn.Module, kind: re.Pattern[str]) -> str | None:
 def _layer_stack(model: Any) -> str | None:
     """The path of the module list that holds the layers: as long as the config says, and the one with most weights.
 
-    None where no list holds whole layers: XLM has its attentions in one list and its MLPs in another beside it.
+    Those of a vision tower beside it are another config's. None where no list holds whole layers: XLM has its
+    attentions in one list and its MLPs in another beside it.
     """
-    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    text = model.config.get_text_config()
+    depth = getattr(text, "num_hidden_layers", None)
     stacks = {
         path: sum(weight.numel() for weight in module.parameters())
         for path, module in model.named_modules()
-        if isinstance(module, torch.nn.ModuleList) and len(module) == depth
+        if isinstance(module, torch.nn.ModuleList)
+        and len(module) == depth
+        and isinstance(_config(model, path), type(text))
     }
     if not stacks:
         return None
     largest = max(stacks, key=lambda path: stacks[path])
     beside = [path for path in stacks if path.rpartition(".")[0] == largest.rpartition(".")[0]]
     return largest if len(beside) == 1 else None
+
+
+def _config(model: Any, path: str) -> Any:
+    """The config of the innermost module around `path` that has one."""
+    names = path.split(".")
+    around = (model.get_submodule(".".join(names[:end])) for end in range(len(names) - 1, -1, -1))
+    return next((module.config for module in around if hasattr(module, "config")), None)
 
 
 def _path_of(model: torch.nn.Module, wanted: torch.nn.Module | None) -> str | None:

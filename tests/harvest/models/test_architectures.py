@@ -15,12 +15,14 @@ ENCODERS = ["bert", "roberta", "distilbert", "electra", "albert", "deberta-v2", 
 
 UNSUPPORTED = {
     "albert": "one layer, run once for each of its depth",
+    "cpmant": "its layers see a prompt before the text",
     "hrm_text": "two stacks, each run many times",
     "longcat_flash": "its config counts a layer as two",
+    "mllama": "some of its layers read images, and are left out where there are none",
     "xlnet": "its layers see `(T, B, width)`",
     "xlm": "its attentions and its MLPs are two lists: no module is a layer",
 }
-"""These have no site for a layer, or it is refused for its shape."""
+"""These have no sites for their layers, or not all can be captured."""
 
 SIZES: dict[str, Any] = {
     # Widths
@@ -62,6 +64,16 @@ def model_types() -> list[str]:
     return list(dict.fromkeys([*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *ENCODERS]))
 
 
+def sizes_of(config: Any, more: dict[str, Any]) -> dict[str, Any]:
+    """Small sizes for the keys that the config has, and for those of the configs inside it."""
+    inside = {name: getattr(config, name) for name in type(config).sub_configs}
+    small = {
+        name: {**sizes_of(part, {}), "model_type": part.model_type} for name, part in inside.items() if part is not None
+    }
+    sizes = {**{key: value for key, value in SIZES.items() if hasattr(config, key)}, **more}
+    return small | {key: value for key, value in sizes.items() if value is not None}
+
+
 @functools.cache
 def built(model_type: str) -> Any:
     """The base model, or why there is none."""
@@ -71,15 +83,12 @@ def built(model_type: str) -> Any:
         default = kind()
         if default.is_encoder_decoder:
             return "an encoder-decoder, which loading refuses"
-        text = default.get_text_config()
-        wanted = {**{key: value for key, value in SIZES.items() if hasattr(text, key)}, **MORE.get(model_type, {})}
-        sizes = {key: value for key, value in wanted.items() if value is not None}
-        config = kind(**sizes) if text is default else kind(text_config={**sizes, "model_type": text.model_type})
+        config = kind(**sizes_of(default, MORE.get(model_type, {})))
         config.use_cache = False
         auto = transformers.AutoModel if kind in transformers.MODEL_MAPPING else transformers.AutoModelForCausalLM
         with torch.device("meta"):
             weights = sum(weight.numel() for weight in auto.from_config(config).parameters())
-        if weights > 3_000_000:
+        if weights > 8_000_000:
             return f"these sizes leave it {weights:,} weights"
         torch.manual_seed(0)
         model = auto.from_config(config).base_model.eval()
@@ -142,7 +151,7 @@ def test_the_residual_stream_is_the_models_own_hidden_states(model_type: str) ->
     names = {site.name: site for site in named_sites(model)}
     if model_type in UNSUPPORTED:
         with pytest.raises(UserError):
-            capture(model, resolve_sites(model, ["layers.1.resid_post"])["layers.1.resid_post"], *tokens())
+            capture(model, resolve_sites(model, [every := "layers.*.resid_post"])[every], *tokens())
         return
     assert wrong_sites(model_type) == []
     middle = names["layers.1.resid_post"]
@@ -156,7 +165,5 @@ def test_the_residual_stream_is_the_models_own_hidden_states(model_type: str) ->
 def test_most_types_are_built_and_hold() -> None:
     there = [kind for kind in model_types() if not isinstance(built(kind), str) and kind not in UNSUPPORTED]
     hold = [kind for kind in there if not wrong_sites(kind)]
-    assert len(hold) >= 130
-    assert {"gpt2", "llama", "mixtral", "qwen3_next", "mamba", "gemma3_text", "gpt_oss", *ENCODERS} - set(hold) == {
-        "albert"
-    }
+    assert len(hold) >= 140, len(hold)
+    assert {"gpt2", "llama", "mixtral", "qwen3_next", "mamba", "gemma3", "gpt_oss", *ENCODERS} - set(hold) == {"albert"}

@@ -180,6 +180,26 @@ def test_a_hub_id_out_of_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
             function(spec)
 
 
+@pytest.mark.parametrize("gguf", [None, "tiny.gguf"])
+def test_a_hub_id_in_the_cache(made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gguf: str | None) -> None:
+    import_transformers()
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    commit = "0123456789" * 4
+    cached = tmp_path / "models--some--model"
+    shutil.copytree(made, cached / "snapshots" / commit)
+    tiny_gguf(cached / "snapshots" / commit / "tiny.gguf")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    spec = ModelSpec(id="some/model", gguf=gguf)
+    facts = {"id": "some/model", "commit": commit}
+    assert model_facts(spec) == (facts if gguf is None else facts | {"gguf": gguf})
+    assert type(load_model(spec, "cpu")).__name__ == "LlamaModel"
+    assert load_tokenizer(spec)("in")["input_ids"]
+
+
 INT8_WEIGHTS = {"_type": "Int8WeightOnlyConfig", "_version": 2, "_data": {}}
 INT8 = {"quant_method": "torchao", "quant_type": {"default": INT8_WEIGHTS}}
 
