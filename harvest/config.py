@@ -94,7 +94,8 @@ class CorpusSpec(Spec):
     """A branch, tag or commit of the dataset."""
     files: Annotated[list[str], Field(min_length=1), BeforeValidator(_as_list)] | None = None
     """Local files, or patterns such as `texts/*.txt`, read in the order of their paths: `.txt` and `.md` are a document
-    each, `.jsonl`, `.json`, `.csv` and `.parquet` hold one in every record. Labels: `source`, the file's name."""
+    each, `.jsonl`, `.json`, `.csv` and `.parquet` hold one in every record; all but the last also compressed (`.gz`,
+    `.zst`). Labels: `source`, the file's name."""
     column: str | None = None
     """Where a record has its text; `text` unless given, `messages` with `chat`."""
     labels: list[Name] = Field(default_factory=list)
