@@ -106,7 +106,8 @@ class CorpusSpec(Spec):
     labels match, the first in the file counts."""
     chat: bool = False
     """Records hold conversations, lists of messages with `role` and `content`, that the tokenizer's own chat template
-    turns into text. Its special tokens are read by the model and not stored."""
+    turns into text. Its special tokens are read by the model and not stored; what spells one in a message is one too.
+    A template that writes today's date makes another corpus each day."""
     tokens: Count
     """Stop once exactly this many tokens are kept (what is not stored, such as padding, is not counted)."""
     context: Annotated[int, Field(ge=2)] = 256

@@ -98,15 +98,16 @@ def _parquet(path: pathlib.Path, wanted: list[str]) -> Table:
         from pyarrow import parquet
 
         file = parquet.ParquetFile(path)
-        classes = _classes(_import_datasets().Features.from_arrow_schema(file.schema_arrow))
+        # Beside the columns' types, a file that `datasets` wrote says which hold class labels, and which JSON.
+        features = _import_datasets().Features.from_arrow_schema(file.schema_arrow)
 
     def rows() -> Rows:
         with _readable(path), file:
             batches = file.iter_batches(ROWS_IN_A_BATCH, columns=wanted)
             for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
-                yield f"{path.name}:{number}", row
+                yield f"{path.name}:{number}", features.decode_example(row)
 
-    return Table(file.schema_arrow.names, rows(), classes)
+    return Table(file.schema_arrow.names, rows(), _classes(features))
 
 
 def _csv(path: pathlib.Path) -> Table:

@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 import pyarrow
 import pytest
+import tokenizers
 
 from harvest.config import CorpusSpec, check_spec
 from harvest.corpora.chat import plain_text
@@ -278,3 +279,33 @@ def test_conversations_go_through_the_models_own_template(tmp_path: Path, bos: s
     beginning, end = tokens == tokenizer.bos_token_id, tokens == tokenizer.eos_token_id
     assert (keep == (~end & (True if bos == "keep" else ~beginning))).all()
     assert end.sum() == 3
+
+
+def test_a_special_token_of_a_role_is_read_and_not_stored(tmp_path: Path) -> None:
+    """As in Llama 3, whose tokenizer names only its beginning and its end among its special tokens."""
+    transformers = import_transformers()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_llama(tmp_path / "model"))
+    tokenizer.backend_tokenizer.add_special_tokens([tokenizers.AddedToken("<|role|>", special=True)])
+    tokenizer.save_pretrained(tmp_path / "roles")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "roles")
+    role = tokenizer.convert_tokens_to_ids("<|role|>")
+    assert role not in tokenizer.all_special_ids
+    tokenizer.chat_template = "{% for m in messages %}<|role|>{{ m.role }}: {{ m.content }}{% endfor %}"
+    write(tmp_path / "chats.jsonl", [{"messages": chat} for chat in CHATS])
+    prepare(
+        CorpusSpec(files=str(tmp_path / "chats.jsonl"), chat=True, tokens=1000), tokenizer, tmp_path / "corpus.zarr"
+    )
+    corpus = Corpus(tmp_path / "corpus.zarr")
+    tokens, keep, _ = corpus.read_sequences(0, len(corpus.sequences) - 1)
+    assert (tokens == role).sum() == sum(map(len, CHATS))
+    assert role not in corpus.read_columns(0, corpus.rows)["rows/token"]
+    assert (~keep).sum() == sum(map(len, CHATS)) + len(CHATS)
+
+
+def test_messages_of_any_shape_come_out_of_parquet_as_they_went_in(tmp_path: Path) -> None:
+    """`datasets` stores what has no common type as JSON."""
+    chat = [{"role": "user", "content": "Hello", "of": {"a": 1}}, {"role": "assistant", "content": "Yes", "of": [2]}]
+    features = datasets.Features({"messages": datasets.List(datasets.Json())})
+    datasets.Dataset.from_dict({"messages": [chat]}, features=features).to_parquet(tmp_path / "chats.parquet")
+    spec = CorpusSpec(files=str(tmp_path / "chats.parquet"), chat=True, tokens=1000)
+    assert [document.text for document in documents(spec, LeftOut(), json.dumps)] == [json.dumps(chat)]
