@@ -90,6 +90,7 @@ class CorpusSpec(Spec):
     subset: str | None = None
     """The dataset's configuration, where it has several."""
     split: str = "train"
+    """The dataset's split."""
     revision: str | None = None
     """A branch, tag or commit of the dataset."""
     files: Annotated[list[str], Field(min_length=1), BeforeValidator(_as_list)] | None = None
@@ -131,6 +132,9 @@ class CorpusSpec(Spec):
             )
         if sources != ["dataset"] and (self.subset or self.revision or self.split != "train"):
             raise ValueError("subset, split and revision are for a dataset on the Hub")
+        shortest = type(self).model_fields["minimum_characters"].default
+        if sources != ["documentation"] and self.minimum_characters != shortest:
+            raise ValueError("minimum_characters is for documentation; datasets and files leave out what is empty")
         if sources == ["documentation"] and (self.column or self.labels or self.chat):
             raise ValueError("column, labels and chat are for datasets and files; documentation has no records")
         taken = [*self.label_sets, *self.lexicons]

@@ -235,6 +235,7 @@ def test_a_dataset_out_of_reach_says_how_to_get_it(monkeypatch: pytest.MonkeyPat
         ({}, "give exactly one of documentation, dataset and files, not none"),
         ({"dataset": "a/b", "files": "x.txt"}, "not dataset and files"),
         ({"files": "x.txt", "split": "test"}, "subset, split and revision are for a dataset on the Hub"),
+        ({"files": "x.txt", "minimum_characters": 5}, "minimum_characters is for documentation"),
         ({"documentation": ["tqdm"], "chat": True}, "column, labels and chat are for datasets and files"),
         ({"files": "x.txt", "labels": ["source"]}, "label sets must have different names, not source, source"),
         ({"files": "x.txt", "labels": ["a/b"]}, "labels.0"),
