@@ -90,11 +90,13 @@ class CorpusSpec(Spec):
     subset: str | None = None
     """The dataset's configuration, where it has several."""
     split: str = "train"
+    """The dataset's split."""
     revision: str | None = None
     """A branch, tag or commit of the dataset."""
     files: Annotated[list[str], Field(min_length=1), BeforeValidator(_as_list)] | None = None
     """Local files, or patterns such as `texts/*.txt`, read in the order of their paths: `.txt` and `.md` are a document
-    each, `.jsonl`, `.json`, `.csv` and `.parquet` hold one in every record. Labels: `source`, the file's name."""
+    each, `.jsonl`, `.json`, `.csv` and `.parquet` hold one in every record; all but the last also compressed (`.gz`,
+    `.zst`). Labels: `source`, the file's name."""
     column: str | None = None
     """Where a record has its text; `text` unless given, `messages` with `chat`."""
     labels: list[Name] = Field(default_factory=list)
@@ -105,7 +107,8 @@ class CorpusSpec(Spec):
     labels match, the first in the file counts."""
     chat: bool = False
     """Records hold conversations, lists of messages with `role` and `content`, that the tokenizer's own chat template
-    turns into text. Its special tokens are read by the model and not stored."""
+    turns into text. Its special tokens are read by the model and not stored; what spells one in a message is one too.
+    A template that writes today's date makes another corpus each day."""
     tokens: Count
     """Stop once exactly this many tokens are kept (what is not stored, such as padding, is not counted)."""
     context: Annotated[int, Field(ge=2)] = 256
@@ -129,6 +132,9 @@ class CorpusSpec(Spec):
             )
         if sources != ["dataset"] and (self.subset or self.revision or self.split != "train"):
             raise ValueError("subset, split and revision are for a dataset on the Hub")
+        shortest = type(self).model_fields["minimum_characters"].default
+        if sources != ["documentation"] and self.minimum_characters != shortest:
+            raise ValueError("minimum_characters is for documentation; datasets and files leave out what is empty")
         if sources == ["documentation"] and (self.column or self.labels or self.chat):
             raise ValueError("column, labels and chat are for datasets and files; documentation has no records")
         taken = [*self.label_sets, *self.lexicons]

@@ -27,7 +27,7 @@ class LeftOut:
     def add(self, reason: str, name: str) -> None:
         self.counts[reason] += 1
         if len(self.names) < LISTED:
-            self.names.append(f"{name}: {reason}")
+            self.names.append(f"{name}: {reason}".encode(errors="replace").decode())
 
     def __str__(self) -> str:
         return ", ".join(f"{count} {reason}" for reason, count in sorted(self.counts.items())) or "no document found"

@@ -60,9 +60,11 @@ def _patterns(where: str, words: Any) -> Iterator[re.Pattern[str]]:
         yield re.compile(rf"(?<!\w)(?:{'|'.join(literal)})(?!\w)", re.IGNORECASE)
     for word in filter(_is_regex, words):
         try:
+            re.compile(word[1:-1])  # by itself first: `a)(b` is one only within what is put around it
             yield re.compile(rf"(?<!\w)(?:{word[1:-1]})(?!\w)")
         except re.error as error:
-            raise UserError(f"{where}: {word}: is no regular expression: {error}") from None
+            hint = "; write (?i:…) to ignore case" if "global flags" in error.msg else ""
+            raise UserError(f"{where}: {word}: is no regular expression: {error}{hint}") from None
 
 
 def _is_regex(word: str) -> bool:

@@ -90,7 +90,7 @@ def _source(spec: CorpusSpec) -> str:
 def _tokenised(
     documents: Iterator[Document], spec: CorpusSpec, tokenizer: Any, lexicons: dict[str, Lexicon]
 ) -> Iterator[tuple[Document, Tokens]]:
-    special = np.array([*tokenizer.all_special_ids] if spec.chat else [], np.int32)
+    special = _special_ids(tokenizer) if spec.chat else []
     while batch := list(islice(documents, DOCUMENTS_IN_A_BATCH)):
         texts = [document.text for document in batch]
         # Documentation of language models is full of `<s>` and `<|endoftext|>`: as special tokens they would be
@@ -110,6 +110,12 @@ def _tokenised(
             first = int(spec.chat and len(ids) > 0 and ids[0] == tokenizer.bos_token_id)
             labels = {name: values[first:] for name, values in labels.items()}
             yield document, Tokens(ids[first:], np.isin(ids[first:], special), labels)
+
+
+def _special_ids(tokenizer: Any) -> list[int]:
+    """All that are special: a tokenizer with a token for each role often names only its beginning and end as such."""
+    added = tokenizer.added_tokens_decoder
+    return sorted({*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)})
 
 
 def _check_replaceable(output: pathlib.Path) -> None:

@@ -1,19 +1,14 @@
 """Documents from a dataset on the Hugging Face Hub or from local files, one a record, read as a stream."""
 
-import os
+import glob
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from harvest.config import CorpusSpec
 from harvest.corpora.documents import Document, LeftOut
+from harvest.corpora.tables import Table, open_dataset, open_file
 from harvest.errors import UserError
-
-WHOLE = (".txt", ".md")
-"""Suffixes of files that are one document."""
-BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-"""Suffixes of files of records, and what the datasets library reads them with."""
-COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
 
 
 def documents(spec: CorpusSpec, left_out: LeftOut, to_text: Callable[[Any], str | None]) -> Iterator[Document]:
@@ -24,98 +19,66 @@ def documents(spec: CorpusSpec, left_out: LeftOut, to_text: Callable[[Any], str 
     Raises `UserError` for files that are not there or of an unknown kind, a dataset out of reach, and columns that do
     not exist.
     """
-    for name, labels, value in _values(spec, left_out):
-        text = to_text(value)
-        if text is None:
-            left_out.add("documents that are not text", name)
-        elif not text.strip():
-            left_out.add("empty documents", name)
-        elif not _is_unicode(text):
-            left_out.add("documents that are not Unicode text", name)
+    for what, table, labels in _tables(spec, left_out):
+        if table.columns:
+            _check_columns(spec, what, table)
         else:
-            yield Document(text, labels, name)
+            left_out.add("files without records", what)
+        for name, record in table.rows:
+            text = to_text(record.get(spec.text_column))
+            if text is None:
+                left_out.add("documents that are not text", name)
+            elif not text.strip():
+                left_out.add("empty documents", name)
+            elif not _is_unicode(text):
+                left_out.add("documents that are not Unicode text", name)
+            else:
+                found = {column: _label(table.classes.get(column), record.get(column)) for column in spec.labels}
+                known = {column: label for column, label in found.items() if label is not None}
+                yield Document(text, labels | known, _writable(name))
 
 
 def matching_files(pattern: str) -> list[pathlib.Path]:
     """The files that a path or pattern stands for, in the order they are read."""
-    anchor = pathlib.Path(pattern).anchor
-    return sorted(path for path in pathlib.Path(anchor).glob(pattern.removeprefix(anchor)) if path.is_file())
+    # A file's own name may hold what would mean something in a pattern. `Path.glob` takes no absolute one.
+    found = [pattern] if pathlib.Path(pattern).is_file() else glob.glob(pattern, recursive=True)  # noqa: PTH207
+    return sorted({path for path in map(pathlib.Path, found) if path.is_file()})
 
 
-def _values(spec: CorpusSpec, left_out: LeftOut) -> Iterator[tuple[str, dict[str, str], Any]]:
-    """(name, labels, what the text column holds) of each record."""
+def _tables(spec: CorpusSpec, left_out: LeftOut) -> Iterator[tuple[str, Table, dict[str, str]]]:
+    """(what an error calls it, its records, the labels of all of them)"""
+    wanted = [spec.text_column, *spec.labels]
     if spec.files is None:
-        source = {"path": spec.dataset, "name": spec.subset, "split": spec.split, "revision": spec.revision}
-        yield from _records(spec, f"dataset {spec.dataset}", str(spec.dataset), {}, source)
+        name = str(spec.dataset)
+        yield f"dataset {name}", open_dataset(name, spec.subset, spec.split, spec.revision, wanted), {}
         return
     found = {pattern: matching_files(pattern) for pattern in spec.files}
     if empty := [pattern for pattern, files in found.items() if not files]:
-        raise UserError(f"files: {empty[0]}: no such file")
+        folder = pathlib.Path(empty[0]).is_dir()
+        raise UserError(f"files: {empty[0]}: {f'a folder; give {empty[0]}/*.txt' if folder else 'no such file'}")
     for path in dict.fromkeys(path for files in found.values() for path in files):
-        suffix = path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix
-        if suffix in WHOLE and path.suffix == suffix:
-            try:
-                yield path.name, {"source": path.name}, path.read_bytes().decode()
-            except UnicodeDecodeError:
-                left_out.add("documents that are not Unicode text", path.name)
-        elif suffix in BUILDERS:
-            source = {"path": BUILDERS[suffix], "data_files": str(path), "split": "train"}
-            yield from _records(spec, f"files: {path}", path.name, {"source": path.name}, source)
-        else:
-            known = ", ".join([*WHOLE, *BUILDERS])
-            raise UserError(f"files: {path}: cannot be read; known are {known}, records also compressed (.gz, .zst)")
+        yield f"files: {path}", open_file(path, wanted, left_out), {"source": _writable(path.name)}
 
 
-def _records(
-    spec: CorpusSpec, what: str, name: str, labels: Mapping[str, str], source: dict[str, Any]
-) -> Iterator[tuple[str, dict[str, str], Any]]:
-    # Set before the library is imported: nothing phones home.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-    try:
-        records = datasets.load_dataset(**source, streaming=True)
-        features = records.features or {}
-        for number, record in enumerate(records):
-            if number == 0:
-                _check_columns(spec, what, record)
-            found = {column: _label(features.get(column), record[column]) for column in spec.labels}
-            known = {column: label for column, label in found.items() if label is not None}
-            yield f"{name}:{number}", {**labels, **known}, record[spec.text_column]
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(_in_one_line(spec, what, error)) from error
-
-
-def _check_columns(spec: CorpusSpec, what: str, record: Mapping[str, Any]) -> None:
+def _check_columns(spec: CorpusSpec, what: str, table: Table) -> None:
     for key, columns in (("column", [spec.text_column]), ("labels", spec.labels)):
         for column in columns:
-            if column not in record:
-                raise UserError(f"{key}: {column}: no such column in {what}; it has {', '.join(record)}")
+            if column not in table.columns:
+                raise UserError(f"{key}: {column}: no such column in {what}; it has {', '.join(table.columns)}")
 
 
-def _label(feature: Any, value: Any) -> str | None:
+def _label(names: Sequence[str] | None, value: Any) -> str | None:
     """The name of a class that the dataset numbers; anything else as text."""
     if value is None:
         return None
-    names = getattr(feature, "names", None)
     if names is not None and isinstance(value, int):
         return names[value] if 0 <= value < len(names) else None
-    return str(value)
+    return _writable(str(value))
 
 
-def _in_one_line(spec: CorpusSpec, what: str, error: Exception) -> str:
-    text = " ".join(str(error).split())
-    away = ("couldn't connect", "offline mode", "Cannot reach", "Couldn't reach", "ConnectionError", "ConnectError")
-    if spec.dataset and any(sign in text or sign in type(error).__name__ for sign in away):
-        return (
-            f"{what}: not in the Hugging Face cache, and the Hub is out of reach; with it in reach, run `hf download "
-            f"{spec.dataset} --repo-type dataset --local-dir DIRECTORY` and give its files as files: [DIRECTORY/…]"
-        )
-    return f"{what}: cannot be read: {text[:300] or type(error).__name__}"
+def _writable(text: str) -> str:
+    """Names and labels are written as UTF-8; what cannot be becomes a question mark."""
+    return text.encode(errors="replace").decode()
 
 
 def _is_unicode(text: str) -> bool:

@@ -1,5 +1,6 @@
 """The whole config: dictionaries that are trained together."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,3 +45,22 @@ def test_who_is_trained_with_whom() -> None:
 def test_what_is_trained_together_must_see_the_same_rows(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         experiment_of(**changes)
+
+
+def test_a_corpus_is_made_again_where_a_file_of_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there; what is not is said by the command that needs it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("texts/b.txt", "texts/a.txt", "words.yaml", "texts/c.md"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("text")
+    local = {"files": ["texts/*.txt", "absent.txt"], "lexicons": {"words": "words.yaml"}, "tokens": 10}
+    dictionary = {"harvest": "local", "reads": ["embed"], "latents": 8, "sparsity": {"topk": {"l0": 2}}, "tokens": 10}
+    config = {
+        "models": {"m": {"id": "m"}},
+        "corpora": {"local": local, "hub": {"dataset": "some/one", "tokens": 10}},
+        "harvests": {name: {"model": "m", "corpus": name, "sites": ["embed"]} for name in ("local", "hub")},
+        "dictionaries": {"sae": dictionary},
+    }
+    experiment = load_experiment(config, "configs/mine.yaml")
+    assert experiment.corpus_files("local") == ["texts/a.txt", "texts/b.txt", "words.yaml"]
+    assert experiment.corpus_files("hub") == []

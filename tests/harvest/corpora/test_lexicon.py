@@ -80,6 +80,8 @@ def test_a_regular_expression_that_matches_nothing_labels_nothing() -> None:
         ("a: b", "a: must be a list of words"),
         ("a: [1]", "a: must be a list of words"),
         ("a: ['/(/']", "a: /(/: is no regular expression"),
+        ("a: ['/b)(c/']", "a: /b)(c/: is no regular expression"),
+        ("a: ['/(?i)b/']", "write (?i:…) to ignore case"),
         ("a: [", "is not YAML"),
     ],
 )
