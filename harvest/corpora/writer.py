@@ -97,7 +97,8 @@ class CorpusWriter:
         length = len(columns["tokens"])
         columns["document"] = np.full(length, self.documents)
         for name in self.spec.label_sets:
-            columns[f"labels/{name}"] = np.full(length, self._label(name, document))
+            # A beginning is of no document: it would draw every label's mean towards itself.
+            columns[f"labels/{name}"] = np.where(columns["position"] < 0, -1, self._label(name, document))
         return columns
 
     def _measure(self, begins: np.ndarray) -> None:

@@ -28,7 +28,7 @@ def capture(
     sites: Collection[Site],
     input_ids_BT: torch.Tensor,
     attention_mask_BT: torch.Tensor,
-    take: Callable[[torch.Tensor], torch.Tensor] = torch.clone,
+    take: Callable[[Site, torch.Tensor], torch.Tensor] = lambda _, x_BTD: x_BTD.clone(),
 ) -> dict[str, torch.Tensor]:
     """Site name -> its activations `(B, T, width)` on the model's device, from one pass that stops after the last one.
 
@@ -44,7 +44,7 @@ def capture(
             raise UserError(
                 f"{site.name}: its shape {tuple(value.shape)} is not one vector per token {tuple(input_ids_BT.shape)}"
             )
-        return take(x_BTD)
+        return take(site, x_BTD)
 
     captured = run_until_captured(model, sites, text_inputs(model, input_ids_BT, attention_mask_BT), take_checked)
     for site in sites:
