@@ -76,7 +76,16 @@ def test_anyone_can_read_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("config", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.name)
-def test_shipped_configs_are_valid(config: Path) -> None:
+def test_shipped_configs_plan_their_jobs_and_say_what_they_cost(config: Path, tmp_path: Path) -> None:
     experiment = load_experiment(yaml.safe_load(config.read_text()), str(config))
-    assert experiment.dictionaries
     assert "Costs" in config.read_text() or config.name == "demo.yaml"
+    program = str(Path(sys.executable).parent / "snakemake")
+    where = ["--directory", str(tmp_path), "--snakefile", str(REPOSITORY / "Snakefile"), "--configfile", str(config)]
+    run = subprocess.run([program, "-n", "--quiet", "rules", *where], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    jobs = {
+        line.split()[0]: int(line.split()[1]) for line in run.stdout.splitlines() if re.fullmatch(r"\w+ +\d+", line)
+    }
+    trained = jobs.get("train", 0) + sum(map(len, experiment.passes.values()))
+    assert trained == len(experiment.dictionaries)
+    assert jobs["report"] == 1
