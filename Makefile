@@ -19,8 +19,9 @@ install-test: .venv/.installed-test
 demo: install
 	$(BIN)/snakemake --cores all
 
+# A worker for each core, each with one thread.
 test: install-test
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 check: install-test
 	$(BIN)/ruff check .
