@@ -16,6 +16,7 @@ from harvest.errors import UserError
 from harvest.models.torchvision_mend import mend_torchvision
 
 MiB = 2**20
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
 def import_transformers() -> Any:
@@ -31,8 +32,12 @@ def import_transformers() -> Any:
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
-    """The model's tokenizer (a `PreTrainedTokenizerBase`)."""
-    source = _source(spec)
+    """The model's tokenizer (a `PreTrainedTokenizerBase`, or what `prepare` needs of one)."""
+    if spec.backend == "open_clip":
+        from harvest.models.open_clip_text import load_open_clip_tokenizer
+
+        return load_open_clip_tokenizer(spec)
+    source = source_of(spec)
     transformers = import_transformers()
     with one_line_errors(f"model {spec.id}: its tokenizer cannot be loaded", spec):
         return transformers.AutoTokenizer.from_pretrained(**source)
@@ -41,15 +46,24 @@ def load_tokenizer(spec: ModelSpec) -> Any:
 def load_model(spec: ModelSpec, device: torch.device | str) -> torch.nn.Module:
     """The model in `spec.dtype` on `device` (or spread as `spec.device_map` says), ready for inference.
 
-    From transformers it is the base model, without its language-model head. Only safetensors and GGUF are read: nothing
-    is unpickled. A local directory is loaded without trying the network.
+    From transformers it is the base model, without its language-model head; of models that also see, such as CLIP, it
+    is the text tower. Only safetensors and GGUF are read: nothing is unpickled. A local directory is loaded without
+    trying the network.
     """
     if spec.backend == "transformer_lens":
         from harvest.models.lens import load_lens
 
         return load_lens(spec, device)
+    if spec.backend == "open_clip":
+        from harvest.models.open_clip_text import load_open_clip_text
+
+        return load_open_clip_text(spec, device)
+    from harvest.models import text_tower
+
     transformers = import_transformers()
-    config = _config(spec)
+    config = load_config(spec)
+    if config.model_type in text_tower.KINDS:
+        return text_tower.load_text_tower(spec, device, config)
     has_base = "AutoModel" in getattr(config, "auto_map", {}) or type(config) in transformers.MODEL_MAPPING
     kind = transformers.AutoModel if has_base else transformers.AutoModelForCausalLM
     model = load_weights(spec, device, kind).base_model
@@ -57,12 +71,13 @@ def load_model(spec: ModelSpec, device: torch.device | str) -> torch.nn.Module:
     return model
 
 
-def load_weights(spec: ModelSpec, device: torch.device | str, kind: Any) -> Any:
-    """The model as `kind`, one of transformers' auto classes, gives it; with its head, where it has one."""
-    source = _source(spec)
+def load_weights(spec: ModelSpec, device: torch.device | str, kind: Any, config: Any = None) -> Any:
+    """The model as `kind`, a class of transformers, gives it; with its head, where it has one. `config` is the part of
+    the model's own that is for `kind`, such as one tower's."""
+    source = source_of(spec)
     if (directory := _directory(spec)) is not None:
         _weight_files(spec, directory)
-    config = _config(spec)
+    config = config or load_config(spec)
     if config.is_encoder_decoder:
         raise UserError(f"model {spec.id}: an encoder-decoder ({config.model_type}); give a causal model or an encoder")
     quantization = _quantization(spec)
@@ -82,6 +97,8 @@ def load_weights(spec: ModelSpec, device: torch.device | str, kind: Any) -> Any:
     missing = sorted(key for key in loading["missing_keys"] if "pooler" not in key)
     if missing:
         raise UserError(f"model {spec.id}: {len(missing)} of its weights are not in its files, such as {missing[0]}")
+    if model.main_input_name == "pixel_values" and any("pooler" in key for key in loading["missing_keys"]):
+        model.base_model.pooler = None  # images are embedded without it
     model = model.eval().requires_grad_(False)
     model.config.use_cache = False
     return model if device_map else model.to(device)
@@ -101,10 +118,15 @@ def _quantization(spec: ModelSpec) -> Any:
 def model_facts(spec: ModelSpec) -> dict[str, Any]:
     """JSON facts that identify the weights.
 
-    A local directory: SHA-256 of config.json (and of its code, where that is trusted); name, size and SHA-256 of the
-    first and last MiB of each weight file. No path, so a directory keeps its facts when it is moved. On the Hub: the id
-    and the commit that the revision stands for now. Besides: the backend, GGUF file and quantisation, where given.
+    A local directory: SHA-256 of config.json (and of its image processor's, if it has one, and of its code, where that
+    is trusted); name, size and SHA-256 of the first and last MiB of each weight file. No path, so a directory keeps its
+    facts when it is moved. On the Hub: the id and the commit that the revision stands for now. Besides: the backend,
+    GGUF file and quantisation, where given. Of open_clip: see `open_clip_facts`.
     """
+    if spec.backend == "open_clip":
+        from harvest.models.open_clip_towers import open_clip_facts
+
+        return open_clip_facts(spec)
     given = {key: getattr(spec, key) for key in ("gguf", "quantization") if getattr(spec, key) is not None}
     if spec.backend != "transformers":
         given["backend"] = spec.backend
@@ -112,10 +134,11 @@ def model_facts(spec: ModelSpec) -> dict[str, Any]:
     if directory is None:
         return {"id": spec.id, "commit": _commit(spec), **given}
     files = [directory / "config.json"] if spec.gguf is None else []  # a GGUF file holds its config too
+    files += [path for path in map(directory.joinpath, PROCESSORS) if path.is_file()]
     files += sorted(directory.glob("*.py")) if spec.trust_remote_code else []
     return {
         "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
-        "weights": {path.name: _weight_facts(path) for path in _weight_files(spec, directory)},
+        "weights": {path.name: weight_facts(path) for path in _weight_files(spec, directory)},
         **given,
     }
 
@@ -130,7 +153,8 @@ def _commit(spec: ModelSpec) -> str:
     return Path(found).parent.name
 
 
-def _weight_facts(path: Path) -> dict[str, Any]:
+def weight_facts(path: Path) -> dict[str, Any]:
+    """Size, and SHA-256 of the first and last MiB, of a weight file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         ends = hashlib.sha256(file.read(MiB))
@@ -202,7 +226,7 @@ def _weight_files(spec: ModelSpec, directory: Path) -> list[Path]:
     return [directory / name for name in names]
 
 
-def _source(spec: ModelSpec) -> dict[str, Any]:
+def source_of(spec: ModelSpec) -> dict[str, Any]:
     """The arguments of every `from_pretrained`."""
     directory = _directory(spec)
     return {
@@ -214,8 +238,8 @@ def _source(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _config(spec: ModelSpec) -> Any:
-    source = _source(spec)
+def load_config(spec: ModelSpec) -> Any:
+    source = source_of(spec)
     with one_line_errors(f"model {spec.id}: its config cannot be loaded", spec):
         return import_transformers().AutoConfig.from_pretrained(**source)
 
