@@ -1,17 +1,27 @@
-"""Top examples in their surroundings: for text, the tokens around each, with the latent's activation on every one."""
+"""Top examples in their surroundings: of text, the tokens around each, with the latent's activation on every one; of
+images, the image."""
 
+import base64
 import codecs
+import io
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from analyze.latents import LatentStatistics
+from harvest.corpora.image_corpus import ImageCorpus
+from harvest.corpora.images import decode
+from harvest.errors import UserError
 from harvest.store import Store
 
 BEFORE, AFTER = 12, 8
 """Tokens of the same document shown before and after an example."""
 SHOWN = 256
 """Latents with examples: an even choice from the live ones in the order of their firing rate."""
+
+THUMBNAIL = 64
+"""The longer side of an example's image, in pixels."""
 
 
 def examples(store: Store, latents: LatentStatistics) -> dict[str, Any]:
@@ -20,11 +30,15 @@ def examples(store: Store, latents: LatentStatistics) -> dict[str, Any]:
     An example has its `row` and `activation`, its `labels` (label set -> name), and, where rows are tokens, `tokens`: a
     list of `[text, activation]`, and `peak`, the place of the example's own token in it. Activations in these lists
     have four digits. Tokens that share a character are one entry, with the larger activation.
+    Where rows are of images it has `image`, its number, and of a patch `patch`, its place `[down, across]`. Beside
+    `latents` there are then `images` (number -> `name` and `thumbnail`, a data URI; empty if the corpus is not beside
+    the store), `grid` (patches down and across; null where rows are whole images) and `pixels`, the model's height and
+    width.
     """
     chosen_L = choose(latents.firing_F, SHOWN)
     rows_LE = latents.example_rows_FE[chosen_L]
     labels = _labels(store, rows_LE[rows_LE >= 0])
-    text = _Text(store, rows_LE[rows_LE >= 0]) if store.has("rows/token") else None
+    around = _surroundings(store, rows_LE[rows_LE >= 0])
     found = []
     for latent in chosen_L.tolist():
         of_latent = []
@@ -36,9 +50,9 @@ def examples(store: Store, latents: LatentStatistics) -> dict[str, Any]:
         ):
             if row >= 0:
                 example = {"row": row, "activation": activation, "labels": labels.get(row, {})}
-                of_latent.append(example | (text.around(row, window_W) if text else {}))
+                of_latent.append(example | (around.around(row, window_W) if around else {}))
         found.append({"latent": latent, "examples": of_latent})
-    return {"latents": found}
+    return {"latents": found, **(around.shared() if around else {})}
 
 
 def choose(firing_F: np.ndarray, count: int) -> np.ndarray:
@@ -56,6 +70,13 @@ def _labels(store: Store, rows: np.ndarray) -> dict[int, dict[str, str]]:
             if label >= 0:
                 found[row][name] = names[label]
     return found
+
+
+def _surroundings(store: Store, rows: np.ndarray) -> "_Text | _Images | None":
+    if store.has("rows/token"):
+        return _Text(store, rows)
+    of_images = store.has("rows/document") and "images" in store.array("rows/document").attrs
+    return _Images(store, rows) if of_images else None
 
 
 class _Text:
@@ -85,6 +106,53 @@ class _Text:
             "tokens": [[text, float(f"{value:.4g}")] for text, value in zip(texts, activations.tolist(), strict=True)],
             "peak": which[int(np.flatnonzero(steps == 0)[0])],
         }
+
+    def shared(self) -> dict[str, Any]:
+        return {}
+
+
+class _Images:
+    """The images that some rows are of, from the corpus beside the store."""
+
+    def __init__(self, store: Store, rows: np.ndarray) -> None:
+        self.rows = np.unique(rows)
+        self.images = _at(store, "rows/document", self.rows)
+        self.patches = _at(store, "rows/position", self.rows) if store.has("rows/position") else None
+        self.grid: Any = store.array("rows/position").attrs["grid"] if store.has("rows/position") else None
+        self.facts: dict[str, Any] = store.array("rows/document").attrs.asdict()
+        self.corpus = store.path.with_name("corpus.zarr")
+
+    def around(self, row: int, _: np.ndarray) -> dict[str, Any]:
+        here = int(np.searchsorted(self.rows, row))
+        found: dict[str, Any] = {"image": int(self.images[here])}
+        if self.patches is not None:
+            found["patch"] = list(divmod(int(self.patches[here]), self.grid[1]))
+        return found
+
+    def shared(self) -> dict[str, Any]:
+        return {"images": self._thumbnails(), "grid": self.grid, "pixels": self.facts["pixels"]}
+
+    def _thumbnails(self) -> dict[str, Any]:
+        if not self.corpus.exists():
+            return {}
+        corpus = ImageCorpus(self.corpus)
+        if corpus.fingerprint != self.facts["images"]:
+            raise UserError(f"corpus {self.corpus}: is not the one that the store beside it was harvested from")
+        return {
+            str(number): {
+                "name": corpus.name(number),
+                "thumbnail": thumbnail(decode(*corpus.encoded(number, number + 1)), *self.facts["pixels"]),
+            }
+            for number in np.unique(self.images).tolist()
+        }
+
+
+def thumbnail(image: Image.Image, height: int, width: int) -> str:
+    """The middle of an image, in the proportions of the model's input, as a data URI."""
+    scale = THUMBNAIL / max(height, width)
+    file = io.BytesIO()
+    ImageOps.fit(image, (max(1, round(width * scale)), max(1, round(height * scale)))).save(file, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def join_tokens(pieces: list[bytes]) -> tuple[list[str], list[int]]:

@@ -10,7 +10,8 @@ from pydantic import Discriminator, Field, Tag
 
 from analyze.variations import spread_variations
 from harvest.bench.config import BenchSpec
-from harvest.config import CorpusSpec, HarvestSpec, ModelSpec, Name, Spec, check_spec
+from harvest.config import CorpusSpec, HarvestSpec, ImageCorpusSpec, ModelSpec, Name, Spec, check_spec, corpus_kind
+from harvest.corpora.images import folders_of
 from harvest.corpora.records import matching_files
 from harvest.errors import UserError
 from train.config import SAME_IN_A_PASS, DictionarySpec
@@ -34,6 +35,11 @@ Harvest = Annotated[
     Discriminator(lambda value: "from the bench" if isinstance(value, dict) and "bench" in value else "from a model"),
 ]
 
+Corpus = Annotated[
+    Annotated[CorpusSpec, Tag("of text")] | Annotated[ImageCorpusSpec, Tag("of images")],
+    Discriminator(lambda value: "of images" if corpus_kind(value) is ImageCorpusSpec else "of text"),
+]
+
 
 class Dictionary(DictionarySpec):
     """A dictionary of one of the experiment's harvests."""
@@ -53,7 +59,7 @@ class Experiment(Spec):
 
     name: Name
     models: dict[Name, ModelSpec] = Field(default_factory=dict)
-    corpora: dict[Name, CorpusSpec] = Field(default_factory=dict)
+    corpora: dict[Name, Corpus] = Field(default_factory=dict)
     harvests: dict[Name, Harvest] = Field(min_length=1)
     dictionaries: dict[Name, Dictionary] = Field(min_length=1)
 
@@ -122,6 +128,8 @@ class Experiment(Spec):
     def corpus_files(self, harvest: str) -> list[str]:
         """What a corpus is read from on this machine: where it changes, the corpus is made again."""
         corpus = self.corpora[self.model_harvests[harvest].corpus]
+        if isinstance(corpus, ImageCorpusSpec):
+            return folders_of(corpus)
         patterns = [*(corpus.files or []), *corpus.lexicons.values()]
         return [str(path) for pattern in patterns for path in matching_files(pattern)]
 

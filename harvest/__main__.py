@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from harvest.bench.config import BenchSpec
-from harvest.config import CorpusSpec, HarvestSpec, ModelSpec, check_spec, read_spec
+from harvest.config import CorpusSpec, HarvestSpec, ModelSpec, check_spec, corpus_kind, read_spec, read_values
 from harvest.errors import UserError, main
+from harvest.source import Source
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
 
@@ -30,19 +31,29 @@ def model(spec: Annotated[str, typer.Argument(help="A model with a wheel.")], ou
 @app.command()
 def prepare(
     spec: Annotated[str, typer.Argument(help="A corpus: YAML or JSON text, or a file of it.")],
-    model: Model,
     output: Annotated[pathlib.Path, typer.Option(help="The prepared corpus, such as corpus.zarr.")],
     manifest: Annotated[pathlib.Path, typer.Option(help="Its facts, written last.")],
+    model: Annotated[str | None, typer.Option(help="The model whose tokens a text becomes; images need none.")] = None,
 ) -> None:
-    """Turn a corpus into a model's tokens, with labels; row counts are known from here on."""
-    corpus = read_spec(spec, CorpusSpec)
-    from harvest.corpora.prepare import prepare as prepare_corpus
+    """Turn a corpus into a model's tokens, or keep its images, with labels; row counts are known from here on."""
+    values = read_values(spec)
+    corpus = check_spec(values, corpus_kind(values))
+    if isinstance(corpus, CorpusSpec) and model is None:
+        raise UserError("--model: missing; a corpus of text needs the model whose tokenizer reads it")
     from harvest.files import make_folder, write_json
-    from harvest.models.load import load_tokenizer
 
     make_folder(output.parent)
     make_folder(manifest.parent)
-    write_json(manifest, prepare_corpus(corpus, load_tokenizer(_model(model)), output))
+    if isinstance(corpus, CorpusSpec):
+        from harvest.corpora.prepare import prepare as prepare_text
+        from harvest.models.load import load_tokenizer
+
+        facts = prepare_text(corpus, load_tokenizer(_model(str(model))), output)
+    else:
+        from harvest.corpora.prepare_images import prepare_images
+
+        facts = prepare_images(corpus, output)
+    write_json(manifest, facts)
 
 
 @app.command()
@@ -57,10 +68,17 @@ def run(
     """Run a model over a corpus and store the activations of every site. A killed run continues where it stopped."""
     checked, chosen, which = read_spec(spec, HarvestSpec), _model(model), _part(part)
     from harvest.corpora.corpus import Corpus
+    from harvest.corpora.folder import open_corpus
     from harvest.model_source import ModelSource
     from harvest.run import harvest
 
-    source = ModelSource(chosen, Corpus(corpus), checked)
+    opened = open_corpus(corpus)
+    if isinstance(opened, Corpus):
+        source: Source = ModelSource(chosen, opened, checked)
+    else:
+        from harvest.image_source import ImageSource
+
+        source = ImageSource(chosen, opened, checked)
     harvest(source, store, manifest, source.aliases, which)
 
 

@@ -178,6 +178,48 @@ class CorpusSpec(Spec):
         return [*(["package"] if self.documentation else []), *(["source"] if self.files else []), *self.labels]
 
 
+class ImageCorpusSpec(Spec):
+    """Images that a model sees, from one of `folder`, `dataset` and `digits`."""
+
+    images: Count
+    """Stop once exactly this many images are kept."""
+    folder: str | None = None
+    """A folder of images on this machine. Each folder in it is a class, whose images may lie as deep as they like;
+    images directly in it have none. Classes are mixed, so that any stretch holds them in their proportions and a small
+    number of images still has them all. Labels: `class`."""
+    dataset: str | None = None
+    """A dataset on the Hugging Face Hub, streamed in its own order; no more is downloaded than `images` need."""
+    subset: str | None = None
+    """The dataset's configuration, where it has several."""
+    split: str = "train"
+    revision: str | None = None
+    """A branch, tag or commit of the dataset."""
+    column: str = "image"
+    """Where a record has its image."""
+    labels: list[Name] = Field(default_factory=list)
+    """Columns whose values label their image: a label set each."""
+    digits: bool = False
+    """The 1,797 handwritten digits that come with scikit-learn, 32 pixels wide. Labels: `class`."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_source(self) -> "ImageCorpusSpec":
+        sources = [key for key in ("folder", "dataset", "digits") if getattr(self, key)]
+        if len(sources) != 1:
+            raise ValueError(f"give exactly one of folder, dataset and digits, not {' and '.join(sources) or 'none'}")
+        if sources != ["dataset"] and self.model_fields_set & {"subset", "split", "revision", "column", "labels"}:
+            raise ValueError("subset, split, revision, column and labels are for a dataset on the Hub")
+        return self
+
+    @property
+    def label_sets(self) -> list[str]:
+        return self.labels if self.dataset else ["class"]
+
+
+def corpus_kind(values: Any) -> type[CorpusSpec] | type[ImageCorpusSpec]:
+    """A corpus with the key `images` holds images; any other holds text."""
+    return ImageCorpusSpec if isinstance(values, dict) and "images" in values else CorpusSpec
+
+
 class HarvestSpec(Spec):
     """One pass of a model over a corpus that fills one store."""
 
@@ -185,18 +227,27 @@ class HarvestSpec(Spec):
     """Places in the model, such as `layers.12.resid_post`, by relative depth `layers.40%.resid_post`, or in every layer
     `layers.*.resid_post`."""
     batch_tokens: Count = 8192
-    """Tokens in one forward pass, padding included."""
+    """Tokens in one forward pass, padding included; an image's patches are its tokens."""
+    rows: Literal["tokens", "patches", "images"] | None = None
+    """What a row is. Text has `tokens`. Of images, `patches` is a row for every patch, and `images` one for every
+    image: the class token at sites that have tokens, and sites that have one vector an image, such as `pooled`. Unless
+    given, images have `patches` where a site has them."""
 
 
-UNION_TAGS = ("from a model", "from the bench")
-"""How alternatives are told apart in pydantic's error paths; a user did not write these.
-Their order is that of the union's alternatives."""
+UNION_TAGS = {"from a model": 0, "from the bench": 1, "of text": 0, "of images": 1}
+"""How alternatives are told apart in pydantic's error paths, and the place of each in its union; a user did not write
+these."""
 
 SpecType = TypeVar("SpecType", bound=Spec)
 
 
 def read_spec(text_or_file: str, kind: type[SpecType]) -> SpecType:
     """A spec given as YAML or JSON text, or as the path of such a file."""
+    return check_spec(read_values(text_or_file), kind)
+
+
+def read_values(text_or_file: str) -> Any:
+    """What YAML or JSON text says, or such a file; nothing is checked."""
     text = text_or_file
     if not text_or_file.lstrip().startswith("{") and "\n" not in text_or_file:
         try:
@@ -204,10 +255,9 @@ def read_spec(text_or_file: str, kind: type[SpecType]) -> SpecType:
         except OSError as error:
             raise UserError(f"spec {text_or_file!r} cannot be read: {error.strerror}") from None
     try:
-        values = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"spec is not YAML: {error}") from None
-    return check_spec(values, kind)
 
 
 def check_spec(values: Any, kind: type[SpecType], where: str = "") -> SpecType:
@@ -234,7 +284,7 @@ def _keys_at(kind: type[pydantic.BaseModel], loc: tuple[int | str, ...]) -> str:
     found = [kind]
     for part in loc:
         if part in UNION_TAGS:
-            found = [found[UNION_TAGS.index(str(part))]]
+            found = [found[UNION_TAGS[str(part)]]]
         elif len(found) == 1 and part in found[0].model_fields:
             found = _models_in(found[0].model_fields[str(part)].annotation)
         # Anything else is a name the user chose, such as a model's.

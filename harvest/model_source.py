@@ -23,6 +23,8 @@ class ModelSource:
     """
 
     def __init__(self, model: ModelSpec, corpus: Corpus, harvest: HarvestSpec) -> None:
+        if harvest.rows not in (None, "tokens"):
+            raise UserError(f"rows: {harvest.rows}: is for images; a row of text is one of its tokens")
         self.corpus, self.batch_tokens = corpus, harvest.batch_tokens
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load_model(model, self.device)

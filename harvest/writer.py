@@ -100,7 +100,9 @@ class StoreWriter:
         # Zarr writes an array's metadata and its parents' at the same time; a kill could leave it an orphan.
         for parent in [*pathlib.PurePosixPath(path).parents][-2::-1]:
             self.group.require_group(str(parent))
-        array = self.group[path] if path in self.group else self.group.create_array(path, **how)
+        # Chunks of nothing but zeros are written too, by whoever continues a store as by whoever created it.
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            array = self.group[path] if path in self.group else self.group.create_array(path, **how)
         assert isinstance(array, zarr.Array)
         self.arrays[path] = array
 
@@ -116,7 +118,6 @@ class StoreWriter:
             compressors="auto" if compress else None,
             attributes=dict(attributes),
             fill_value=0,
-            config={"write_empty_chunks": True},
         )
 
     def _statistic(self, path: str, width: int | None = None, dtype: str = "float64") -> None:

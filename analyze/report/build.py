@@ -159,6 +159,7 @@ def _dictionary(
         "curves": lines,
         "events": events,
         "recovery": recovery,
+        **{key: found.get(key) for key in ("images", "grid", "pixels")},
         "latents": sorted(latents, key=lambda latent: (-latent["rows"], latent["latent"])),
     }
 

@@ -1,7 +1,6 @@
 """Turn a corpus into token sequences with labels; `harvest.corpora.corpus` says how they lie on disk and reads them."""
 
 import pathlib
-import shutil
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -12,12 +11,12 @@ import zarr
 from harvest.config import CorpusSpec
 from harvest.corpora import documentation, records
 from harvest.corpora.chat import Conversations, plain_text
-from harvest.corpora.corpus import SCHEMA, Corpus
+from harvest.corpora.corpus import SCHEMA
 from harvest.corpora.documents import Document, LeftOut
+from harvest.corpora.folder import write_whole
 from harvest.corpora.lexicon import Lexicon
 from harvest.corpora.writer import CorpusWriter, Tokens
 from harvest.errors import UserError
-from harvest.files import make_folder
 from harvest.models.vocabulary import token_bytes
 from harvest.progress import progress
 
@@ -33,16 +32,7 @@ def prepare(spec: CorpusSpec, tokenizer: Any, output: pathlib.Path) -> dict[str,
     Memory holds one chunk per array, whatever the corpus's length. `output` is replaced once the new one is complete.
     Raises `UserError` where no token is found, or where `output` is something other than a corpus.
     """
-    _check_replaceable(output)
-    make_folder(output.parent)
-    beside = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        facts = _write(spec, tokenizer, beside)
-        _replace(output, beside)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return facts
+    return write_whole(output, lambda beside: _write(spec, tokenizer, beside))
 
 
 def _write(spec: CorpusSpec, tokenizer: Any, path: pathlib.Path) -> dict[str, Any]:
@@ -116,25 +106,3 @@ def _special_ids(tokenizer: Any) -> list[int]:
     """All that are special: a tokenizer with a token for each role often names only its beginning and end as such."""
     added = tokenizer.added_tokens_decoder
     return sorted({*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)})
-
-
-def _check_replaceable(output: pathlib.Path) -> None:
-    """Refuse to delete what is no corpus."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    try:
-        Corpus(output)
-    except UserError:
-        raise UserError(
-            f"corpus {output}: exists and is no corpus of this version; delete it or name another"
-        ) from None
-
-
-def _replace(output: pathlib.Path, beside: pathlib.Path) -> None:
-    """A folder can't be renamed over another, so the old one steps aside first; half of one is never seen."""
-    old = output.with_name(f".{output.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if output.exists():
-        output.rename(old)
-    beside.rename(output)
-    shutil.rmtree(old, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 import glob
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from harvest.config import CorpusSpec
@@ -21,7 +21,7 @@ def documents(spec: CorpusSpec, left_out: LeftOut, to_text: Callable[[Any], str 
     """
     for what, table, labels in _tables(spec, left_out):
         if table.columns:
-            _check_columns(spec, what, table)
+            check_columns(what, table, spec.text_column, spec.labels)
         else:
             left_out.add("files without records", what)
         for name, record in table.rows:
@@ -33,9 +33,7 @@ def documents(spec: CorpusSpec, left_out: LeftOut, to_text: Callable[[Any], str 
             elif not _is_unicode(text):
                 left_out.add("documents that are not Unicode text", name)
             else:
-                found = {column: _label(table.classes.get(column), record.get(column)) for column in spec.labels}
-                known = {column: label for column, label in found.items() if label is not None}
-                yield Document(text, labels | known, _writable(name))
+                yield Document(text, labels | labels_of(table, record, spec.labels), writable(name))
 
 
 def matching_files(pattern: str) -> list[pathlib.Path]:
@@ -57,14 +55,21 @@ def _tables(spec: CorpusSpec, left_out: LeftOut) -> Iterator[tuple[str, Table, d
         folder = pathlib.Path(empty[0]).is_dir()
         raise UserError(f"files: {empty[0]}: {f'a folder; give {empty[0]}/*.txt' if folder else 'no such file'}")
     for path in dict.fromkeys(path for files in found.values() for path in files):
-        yield f"files: {path}", open_file(path, wanted, left_out), {"source": _writable(path.name)}
+        yield f"files: {path}", open_file(path, wanted, left_out), {"source": writable(path.name)}
 
 
-def _check_columns(spec: CorpusSpec, what: str, table: Table) -> None:
-    for key, columns in (("column", [spec.text_column]), ("labels", spec.labels)):
+def check_columns(what: str, table: Table, column: str, labels: Sequence[str]) -> None:
+    """Raises `UserError` where the table that errors call `what` lacks one of these."""
+    for key, columns in (("column", [column]), ("labels", labels)):
         for column in columns:
             if column not in table.columns:
                 raise UserError(f"{key}: {column}: no such column in {what}; it has {', '.join(table.columns)}")
+
+
+def labels_of(table: Table, record: Mapping[str, Any], columns: Sequence[str]) -> dict[str, str]:
+    """What a record says in those of these columns in which it says something."""
+    found = {column: _label(table.classes.get(column), record.get(column)) for column in columns}
+    return {column: label for column, label in found.items() if label is not None}
 
 
 def _label(names: Sequence[str] | None, value: Any) -> str | None:
@@ -73,10 +78,10 @@ def _label(names: Sequence[str] | None, value: Any) -> str | None:
         return None
     if names is not None and isinstance(value, int):
         return names[value] if 0 <= value < len(names) else None
-    return _writable(str(value))
+    return writable(str(value))
 
 
-def _writable(text: str) -> str:
+def writable(text: str) -> str:
     """Names and labels are written as UTF-8; what cannot be becomes a question mark."""
     return text.encode(errors="replace").decode()
 

@@ -58,17 +58,24 @@ def open_file(path: pathlib.Path, wanted: list[str], left_out: LeftOut) -> Table
     raise UserError(f"files: {path}: cannot be read; known are {known}, all but .parquet also compressed (.gz, .zst)")
 
 
-def open_dataset(name: str, subset: str | None, split: str, revision: str | None, wanted: list[str]) -> Table:
-    """A dataset on the Hub, as a stream of its wanted columns; its rows are called `name:0`, `name:1` and so on."""
+def open_dataset(
+    name: str, subset: str | None, split: str, revision: str | None, wanted: list[str], local: str = "files: [{}/…]"
+) -> Table:
+    """A dataset on the Hub, as a stream of its wanted columns; its rows are called `name:0`, `name:1` and so on.
+
+    Images are left as they are encoded. `local` is how to say that a dataset is on this machine.
+    """
     if pathlib.Path(name).exists():
-        raise UserError(f"dataset {name}: is on this machine; give its files as files: [{name}/…]")
-    with _one_line_errors(name):
+        raise UserError(f"dataset {name}: is on this machine; give its files as {local.format(name)}")
+    with _one_line_errors(name, local):
         datasets = _import_datasets()
         stream = datasets.load_dataset(name, subset, split=split, revision=revision, streaming=True)
+        for column in [column for column, kind in (stream.features or {}).items() if isinstance(kind, datasets.Image)]:
+            stream = stream.cast_column(column, datasets.Image(decode=False))
         columns = stream.column_names or list(next(iter(stream), {}))
 
     def rows() -> Rows:
-        with _one_line_errors(name):
+        with _one_line_errors(name, local):
             for number, row in enumerate(stream.select_columns(wanted)):
                 yield f"{name}:{number}", row
 
@@ -178,7 +185,7 @@ def _readable(path: pathlib.Path) -> Iterator[None]:
 
 
 @contextmanager
-def _one_line_errors(name: str) -> Iterator[None]:
+def _one_line_errors(name: str, local: str) -> Iterator[None]:
     """Whatever `datasets` raises, as one line; its own error stays attached as its cause."""
     try:
         yield
@@ -189,6 +196,6 @@ def _one_line_errors(name: str) -> Iterator[None]:
             raise UserError(
                 f"dataset {name}: not in the Hugging Face cache, and the Hub is out of reach; with it in reach, run "
                 f"`hf download {name} --repo-type dataset --local-dir DIRECTORY` and give its files as "
-                "files: [DIRECTORY/…]"
+                f"{local.format('DIRECTORY')}"
             ) from error
         raise UserError(f"dataset {name}: cannot be read: {text[:300] or type(error).__name__}") from error

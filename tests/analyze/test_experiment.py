@@ -1,5 +1,6 @@
 """The whole config: dictionaries that are trained together."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,39 @@ def test_who_is_trained_with_whom() -> None:
     assert experiment.trained_alone == ["alone"]
     # A pass is no fact of a dictionary: its spec, and so its checkpoints, are those of one that is trained alone.
     assert experiment.dictionary_text("first") == experiment.dictionary_text("alone")
+
+
+def with_corpus(**corpus: Any) -> Experiment:
+    dictionary = {"harvest": "h", "reads": ["pooled"], "latents": 64, "sparsity": {"topk": {"l0": 2}}, "tokens": 8000}
+    config = {
+        "models": {"m": {"id": "somewhere"}},
+        "corpora": {"c": corpus},
+        "harvests": {"h": {"model": "m", "corpus": "c", "sites": ["pooled"], "rows": "images"}},
+        "dictionaries": {"d": dictionary},
+    }
+    return load_experiment(config, "configs/mine.yaml")
+
+
+def test_a_corpus_of_text_or_of_images(tmp_path: Path) -> None:
+    assert json.loads(with_corpus(digits=True, images="1k").corpus_text("h")) == {"digits": True, "images": 1000}
+    assert json.loads(with_corpus(documentation="installed", tokens=9).corpus_text("h"))["tokens"] == 9
+    (tmp_path / "cat").mkdir()
+    found = with_corpus(folder=str(tmp_path), images=3).corpus_files("h")
+    assert found == [str(tmp_path), str(tmp_path / "cat")]
+
+
+@pytest.mark.parametrize(
+    ("corpus", "says"),
+    [
+        ({"images": 3, "digits": True, "token": 3}, "^corpora.c.token: unknown key; there are images, folder, dataset"),
+        ({"tokens": 3, "files": "x", "image": 3}, "^corpora.c.image: unknown key; there are documentation"),
+        ({"images": "many", "digits": True}, '^corpora.c.images: "many": Input should be a valid integer'),
+        ({"images": 3}, "^corpora.c: .* give exactly one of folder, dataset and digits, not none"),
+    ],
+)
+def test_mistakes_in_a_corpus(corpus: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        with_corpus(**corpus)
 
 
 @pytest.mark.parametrize(
