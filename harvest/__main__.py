@@ -8,7 +8,6 @@ import typer
 from harvest.bench.config import BenchSpec
 from harvest.config import CorpusSpec, HarvestSpec, ModelSpec, check_spec, corpus_kind, read_spec, read_values
 from harvest.errors import UserError, main
-from harvest.source import Source
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
 
@@ -69,15 +68,15 @@ def run(
     checked, chosen, which = read_spec(spec, HarvestSpec), _model(model), _part(part)
     from harvest.corpora.corpus import Corpus
     from harvest.corpora.folder import open_corpus
+    from harvest.image_source import ImageSource
     from harvest.model_source import ModelSource
     from harvest.run import harvest
 
     opened = open_corpus(corpus)
+    source: ModelSource | ImageSource
     if isinstance(opened, Corpus):
-        source: Source = ModelSource(chosen, opened, checked)
+        source = ModelSource(chosen, opened, checked)
     else:
-        from harvest.image_source import ImageSource
-
         source = ImageSource(chosen, opened, checked)
     harvest(source, store, manifest, source.aliases, which)
 
