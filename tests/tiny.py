@@ -69,3 +69,32 @@ def _save(kind: Any, config: Any, tokenizer: Any, directory: Path) -> Path:
         kind(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def tiny_clip(directory: Path, kind: str = "CLIPModel", **config: Any) -> Path:
+    """A CLIP of three layers and width 32 (text 24) in float32, whose images of 24 pixels have 9 patches and a class
+    token; whole, or the part of it that is the class `kind`."""
+    transformers = import_transformers()
+    sizes = {"num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48, "projection_dim": 20}
+    text = {**sizes, "hidden_size": 24, "vocab_size": 402, "max_position_embeddings": 32}
+    ends = {"bos_token_id": 400, "eos_token_id": 401, "pad_token_id": 401}
+    vision = {**sizes, "hidden_size": 32, "image_size": 24, "patch_size": 8}
+    if kind == "CLIPModel":
+        parts = {"text_config": text | ends, "vision_config": vision, "projection_dim": 20}
+        made = transformers.CLIPConfig(**parts, **config)
+    else:
+        made = transformers.CLIPVisionConfig(**vision, **config)
+    processor = transformers.CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
+    return _save_vision(getattr(transformers, kind), made, processor, directory)
+
+
+def _save_vision(kind: Any, config: Any, processor: Any, directory: Path) -> Path:
+    """Weights larger than a new model's, so that no site is close to another."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = kind(config)
+        for weight in model.parameters():
+            weight.data += 0.1 * torch.randn_like(weight)
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return directory

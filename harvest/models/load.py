@@ -32,7 +32,7 @@ def import_transformers() -> Any:
 
 def load_tokenizer(spec: ModelSpec) -> Any:
     """The model's tokenizer (a `PreTrainedTokenizerBase`)."""
-    source = _source(spec)
+    source = source_of(spec)
     transformers = import_transformers()
     with one_line_errors(f"model {spec.id}: its tokenizer cannot be loaded", spec):
         return transformers.AutoTokenizer.from_pretrained(**source)
@@ -49,7 +49,7 @@ def load_model(spec: ModelSpec, device: torch.device | str) -> torch.nn.Module:
 
         return load_lens(spec, device)
     transformers = import_transformers()
-    config = _config(spec)
+    config = load_config(spec)
     has_base = "AutoModel" in getattr(config, "auto_map", {}) or type(config) in transformers.MODEL_MAPPING
     kind = transformers.AutoModel if has_base else transformers.AutoModelForCausalLM
     model = load_weights(spec, device, kind).base_model
@@ -57,12 +57,13 @@ def load_model(spec: ModelSpec, device: torch.device | str) -> torch.nn.Module:
     return model
 
 
-def load_weights(spec: ModelSpec, device: torch.device | str, kind: Any) -> Any:
-    """The model as `kind`, one of transformers' auto classes, gives it; with its head, where it has one."""
-    source = _source(spec)
+def load_weights(spec: ModelSpec, device: torch.device | str, kind: Any, config: Any = None) -> Any:
+    """The model as `kind`, a class of transformers, gives it; with its head, where it has one. `config` is the part of
+    the model's own that is for `kind`, such as one tower's."""
+    source = source_of(spec)
     if (directory := _directory(spec)) is not None:
         _weight_files(spec, directory)
-    config = _config(spec)
+    config = config or load_config(spec)
     if config.is_encoder_decoder:
         raise UserError(f"model {spec.id}: an encoder-decoder ({config.model_type}); give a causal model or an encoder")
     quantization = _quantization(spec)
@@ -82,6 +83,8 @@ def load_weights(spec: ModelSpec, device: torch.device | str, kind: Any) -> Any:
     missing = sorted(key for key in loading["missing_keys"] if "pooler" not in key)
     if missing:
         raise UserError(f"model {spec.id}: {len(missing)} of its weights are not in its files, such as {missing[0]}")
+    if model.main_input_name == "pixel_values" and any("pooler" in key for key in loading["missing_keys"]):
+        model.base_model.pooler = None  # images are embedded without it
     model = model.eval().requires_grad_(False)
     model.config.use_cache = False
     return model if device_map else model.to(device)
@@ -202,7 +205,7 @@ def _weight_files(spec: ModelSpec, directory: Path) -> list[Path]:
     return [directory / name for name in names]
 
 
-def _source(spec: ModelSpec) -> dict[str, Any]:
+def source_of(spec: ModelSpec) -> dict[str, Any]:
     """The arguments of every `from_pretrained`."""
     directory = _directory(spec)
     return {
@@ -214,8 +217,8 @@ def _source(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _config(spec: ModelSpec) -> Any:
-    source = _source(spec)
+def load_config(spec: ModelSpec) -> Any:
+    source = source_of(spec)
     with one_line_errors(f"model {spec.id}: its config cannot be loaded", spec):
         return import_transformers().AutoConfig.from_pretrained(**source)
 

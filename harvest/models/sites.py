@@ -46,13 +46,14 @@ def named_sites(model: Any) -> list[Site]:
             sites.append(Site("embed", embed, "out"))
     if (stack := _layer_stack(model)) is not None:
         for index, layer in enumerate(model.get_submodule(stack).children()):
-            sites += _layer_sites(f"layers.{index}", f"{stack}.{index}", layer)
+            sites += layer_sites(f"layers.{index}", f"{stack}.{index}", layer)
     # A base model returns its last hidden state first, and it is final-normed wherever there is a final norm.
     base = _path_of(model, model.base_model)
     return sites if base is None else [*sites, Site("final", base, "out")]
 
 
-def _layer_sites(name: str, path: str, layer: torch.nn.Module) -> list[Site]:
+def layer_sites(name: str, path: str, layer: torch.nn.Module) -> list[Site]:
+    """The sites of one layer at `path`: its ends, and those of its parts that can be told apart."""
     sites = [Site(f"{name}.resid_pre", path, "in")]
     if (attention := _part(layer, ATTENTION)) is not None:
         sites.append(Site(f"{name}.attn_out", f"{path}.{attention}", "out"))
