@@ -43,11 +43,19 @@ class ModelSpec(Spec):
     """A model whose activations are read."""
 
     id: str
-    """A Hugging Face id or a local directory."""
+    """A Hugging Face id or a local directory; with `backend: open_clip`, the name of one of its architectures, such as
+    `ViT-B-32`, or a local directory."""
     backend: Literal["transformers", "transformer_lens", "open_clip"] = "transformers"
     """The library that loads and runs it, and whose names its sites have."""
     revision: str | None = None
     """A branch, tag or commit on the Hub."""
+    pretrained: str | None = None
+    """Weights for the architecture `id` of open_clip: one of its tags, such as `laion2b_s34b_b79k`, or a local
+    `.safetensors` file."""
+    architecture: dict[str, Any] | None = None
+    """An architecture of your own for open_clip, as its configs write it: `{embed_dim, vision_cfg, text_cfg}`."""
+    random_seed: Annotated[int, Field(ge=0)] | None = None
+    """Draw open_clip's weights at random, in place of `pretrained`: a model that has learnt nothing, for a trial."""
     dtype: Dtype = "bfloat16"
     """The type the model runs in, and the type its activations are stored in."""
     gguf: Annotated[str, Field(pattern=r"^[^/\\]+\.gguf$")] | None = None
@@ -75,6 +83,23 @@ class ModelSpec(Spec):
     def _quantised_once(self) -> "ModelSpec":
         if self.gguf is not None and self.quantization is not None:
             raise ValueError("gguf or quantization, not both: a GGUF file is quantised already")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _weights_for_open_clip(self) -> "ModelSpec":
+        names = ("pretrained", "architecture", "random_seed")
+        given = [name for name in names if getattr(self, name) is not None]
+        if given and self.backend != "open_clip":
+            raise ValueError(f"{given[0]} is for backend: open_clip, not {self.backend}")
+        if self.pretrained is not None and self.random_seed is not None:
+            raise ValueError("pretrained or random_seed, not both")
+        if self.architecture is not None and self.random_seed is None:
+            raise ValueError("architecture needs random_seed, which draws its weights")
+        if self.architecture is not None and not {"embed_dim", "vision_cfg", "text_cfg"} <= self.architecture.keys():
+            raise ValueError("architecture needs embed_dim, vision_cfg and text_cfg")
+        others = ("gguf", "quantization", "device_map", "wheel", "revision")
+        if self.backend == "open_clip" and (given := [name for name in others if getattr(self, name) is not None]):
+            raise ValueError(f"{given[0]} is not for backend: open_clip")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Tiny real language models with real tokenizers, made from configs without the network."""
+"""Tiny real models with real tokenizers and image processors, made from configs without the network."""
 
 from pathlib import Path
 from typing import Any
@@ -71,25 +71,70 @@ def _save(kind: Any, config: Any, tokenizer: Any, directory: Path) -> Path:
     return directory
 
 
-def tiny_clip(directory: Path, kind: str = "CLIPModel", **config: Any) -> Path:
-    """A CLIP of three layers and width 32 (text 24) in float32, whose images of 24 pixels have 9 patches and a class
-    token; whole, or the part of it that is the class `kind`."""
+def tiny_clip(directory: Path, kind: str = "CLIPModel") -> Path:
+    """A CLIP of three layers and width 32 (text 24) in float32, whose images of 24 pixels have a class token and 9
+    patches; whole, or the part of it that is the class `kind`. Its tokens are bytes."""
     transformers = import_transformers()
-    sizes = {"num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48, "projection_dim": 20}
-    text = {**sizes, "hidden_size": 24, "vocab_size": 402, "max_position_embeddings": 32}
-    ends = {"bos_token_id": 400, "eos_token_id": 401, "pad_token_id": 401}
-    vision = {**sizes, "hidden_size": 32, "image_size": 24, "patch_size": 8}
-    if kind == "CLIPModel":
-        parts = {"text_config": text | ends, "vision_config": vision, "projection_dim": 20}
-        made = transformers.CLIPConfig(**parts, **config)
-    else:
-        made = transformers.CLIPVisionConfig(**vision, **config)
+    text = {"hidden_size": 24, "vocab_size": 514, "max_position_embeddings": 32, "pad_token_id": 513}
+    text |= _LAYERS | {"bos_token_id": 512, "eos_token_id": 513, "projection_dim": 20}
+    vision = _LAYERS | _IMAGES | {"projection_dim": 20}
+    configs = {
+        "CLIPModel": lambda: transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=20),
+        "CLIPTextModel": lambda: transformers.CLIPTextConfig(**text),
+    }
+    config = configs.get(kind, lambda: transformers.CLIPVisionConfig(**vision))()
+    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*bytes_, *(f"{byte}</w>" for byte in bytes_), "<|startoftext|>", "<|endoftext|>"]
+    transformers.CLIPTokenizer({token: id_ for id_, token in enumerate(tokens)}, []).save_pretrained(directory)
     processor = transformers.CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
-    return _save_vision(getattr(transformers, kind), made, processor, directory)
+    return _save_vision(getattr(transformers, kind), config, processor, directory)
+
+
+def tiny_siglip(directory: Path, kind: str = "SiglipModel") -> Path:
+    """A SigLIP of three layers and width 32 (text 24) in float32, whose images of 24 pixels have 9 patches and nothing
+    else; whole, or its vision model."""
+    transformers = import_transformers()
+    text = _LAYERS | {"hidden_size": 24, "vocab_size": 64, "max_position_embeddings": 16, "projection_size": 32}
+    vision = _LAYERS | _IMAGES
+    whole = kind == "SiglipModel"
+    config = transformers.SiglipConfig(text_config=text, vision_config=vision) if whole else None
+    processor = transformers.SiglipImageProcessorPil(size={"height": 24, "width": 24})
+    config = config or transformers.SiglipVisionConfig(**vision)
+    return _save_vision(getattr(transformers, kind), config, processor, directory)
+
+
+def tiny_vit(directory: Path, kind: str = "ViTModel") -> Path:
+    """A ViT of three layers and width 32 in float32, whose images of 24 pixels have a class token and 9 patches."""
+    transformers = import_transformers()
+    processor = transformers.ViTImageProcessorPil(size={"height": 24, "width": 24})
+    return _save_vision(getattr(transformers, kind), transformers.ViTConfig(**_LAYERS, **_IMAGES), processor, directory)
+
+
+def tiny_dino(directory: Path) -> Path:
+    """A DINOv2 of three layers and width 32 in float32: a class token, 4 registers and 9 patches; scaled layers."""
+    transformers = import_transformers()
+    sizes = {key: value for key, value in (_LAYERS | _IMAGES).items() if key != "intermediate_size"}
+    config = transformers.Dinov2WithRegistersConfig(**sizes, layerscale_value=0.5)
+    processor = transformers.BitImageProcessorPil(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
+    return _save_vision(transformers.Dinov2WithRegistersModel, config, processor, directory)
+
+
+_LAYERS = {"num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+_IMAGES = {"hidden_size": 32, "image_size": 24, "patch_size": 8}
+
+
+def tiny_open_clip(text: dict[str, Any] | None = None, **vision: Any) -> dict[str, Any]:
+    """The architecture of an open_clip model of three layers and width 32 (text 16), for images of 24 pixels with a
+    class token and 9 patches, and for texts of 16 tokens."""
+    return {
+        "embed_dim": 20,
+        "vision_cfg": {"layers": 3, "width": 32, "head_width": 8, "patch_size": 8, "image_size": 24} | vision,
+        "text_cfg": {"context_length": 16, "vocab_size": 64, "width": 16, "heads": 2, "layers": 2} | (text or {}),
+    }
 
 
 def _save_vision(kind: Any, config: Any, processor: Any, directory: Path) -> Path:
-    """Weights larger than a new model's, so that no site is close to another."""
+    """With noise on new weights, many of which are zero or one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = kind(config)

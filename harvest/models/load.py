@@ -16,6 +16,7 @@ from harvest.errors import UserError
 from harvest.models.torchvision_mend import mend_torchvision
 
 MiB = 2**20
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
 def import_transformers() -> Any:
@@ -31,7 +32,11 @@ def import_transformers() -> Any:
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
-    """The model's tokenizer (a `PreTrainedTokenizerBase`)."""
+    """The model's tokenizer (a `PreTrainedTokenizerBase`, or what `prepare` needs of one)."""
+    if spec.backend == "open_clip":
+        from harvest.models.open_clip_text import load_open_clip_tokenizer
+
+        return load_open_clip_tokenizer(spec)
     source = source_of(spec)
     transformers = import_transformers()
     with one_line_errors(f"model {spec.id}: its tokenizer cannot be loaded", spec):
@@ -41,15 +46,24 @@ def load_tokenizer(spec: ModelSpec) -> Any:
 def load_model(spec: ModelSpec, device: torch.device | str) -> torch.nn.Module:
     """The model in `spec.dtype` on `device` (or spread as `spec.device_map` says), ready for inference.
 
-    From transformers it is the base model, without its language-model head. Only safetensors and GGUF are read: nothing
-    is unpickled. A local directory is loaded without trying the network.
+    From transformers it is the base model, without its language-model head; of models that also see, such as CLIP, it is
+    the text tower. Only safetensors and GGUF are read: nothing is unpickled. A local directory is loaded without trying
+    the network.
     """
     if spec.backend == "transformer_lens":
         from harvest.models.lens import load_lens
 
         return load_lens(spec, device)
+    if spec.backend == "open_clip":
+        from harvest.models.open_clip_text import load_open_clip_text
+
+        return load_open_clip_text(spec, device)
+    from harvest.models import text_tower
+
     transformers = import_transformers()
     config = load_config(spec)
+    if config.model_type in text_tower.KINDS:
+        return text_tower.load_text_tower(spec, device, config)
     has_base = "AutoModel" in getattr(config, "auto_map", {}) or type(config) in transformers.MODEL_MAPPING
     kind = transformers.AutoModel if has_base else transformers.AutoModelForCausalLM
     model = load_weights(spec, device, kind).base_model
@@ -104,10 +118,15 @@ def _quantization(spec: ModelSpec) -> Any:
 def model_facts(spec: ModelSpec) -> dict[str, Any]:
     """JSON facts that identify the weights.
 
-    A local directory: SHA-256 of config.json (and of its code, where that is trusted); name, size and SHA-256 of the
-    first and last MiB of each weight file. No path, so a directory keeps its facts when it is moved. On the Hub: the id
-    and the commit that the revision stands for now. Besides: the backend, GGUF file and quantisation, where given.
+    A local directory: SHA-256 of config.json (and of its image processor's, if it has one, and of its code, where that
+    is trusted); name, size and SHA-256 of the first and last MiB of each weight file. No path, so a directory keeps its
+    facts when it is moved. On the Hub: the id and the commit that the revision stands for now. Besides: the backend,
+    GGUF file and quantisation, where given. Of open_clip: see `open_clip_facts`.
     """
+    if spec.backend == "open_clip":
+        from harvest.models.open_clip_towers import open_clip_facts
+
+        return open_clip_facts(spec)
     given = {key: getattr(spec, key) for key in ("gguf", "quantization") if getattr(spec, key) is not None}
     if spec.backend != "transformers":
         given["backend"] = spec.backend
@@ -115,10 +134,11 @@ def model_facts(spec: ModelSpec) -> dict[str, Any]:
     if directory is None:
         return {"id": spec.id, "commit": _commit(spec), **given}
     files = [directory / "config.json"] if spec.gguf is None else []  # a GGUF file holds its config too
+    files += [path for path in map(directory.joinpath, PROCESSORS) if path.is_file()]
     files += sorted(directory.glob("*.py")) if spec.trust_remote_code else []
     return {
         "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
-        "weights": {path.name: _weight_facts(path) for path in _weight_files(spec, directory)},
+        "weights": {path.name: weight_facts(path) for path in _weight_files(spec, directory)},
         **given,
     }
 
@@ -133,7 +153,8 @@ def _commit(spec: ModelSpec) -> str:
     return Path(found).parent.name
 
 
-def _weight_facts(path: Path) -> dict[str, Any]:
+def weight_facts(path: Path) -> dict[str, Any]:
+    """Size, and SHA-256 of the first and last MiB, of a weight file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         ends = hashlib.sha256(file.read(MiB))

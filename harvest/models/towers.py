@@ -8,7 +8,7 @@ import torch
 from harvest.models.capture import Site, run_until_captured
 from harvest.models.sites import layer_sites
 
-EMBED = {"token_embedding": "out", "embeddings": "out", "ln_pre": "in"}
+EMBED = {"token_embedding": "out", "embeddings": "out", "ln_pre": "in", "norm_pre": "in"}
 """Modules at whose ends the embedded tokens are: before the norm that CLIP has in front of its layers."""
 FINAL = ("ln_final", "ln_post", "norm")
 """Last norms of models that are not from transformers."""
@@ -59,7 +59,8 @@ class Tower(torch.nn.Module):
 
 def _candidates(body: Any) -> Iterator[Site]:
     """Sites by the names of modules."""
-    paths = {path.rpartition(".")[2]: f"body.{path}" for path, _ in reversed(list(body.named_modules()))}
+    deepest_first = sorted(dict(body.named_modules()), key=lambda path: -path.count("."))
+    paths = {path.rpartition(".")[2]: f"body.{path}" for path in deepest_first}
     if (name := next((name for name in EMBED if name in paths), None)) is not None:
         yield Site("embed", paths[name], EMBED[name])  # type: ignore[arg-type]
     if (stack := _layer_stack(body)) is not None:

@@ -8,13 +8,15 @@ _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 BYTE_OF_CHARACTER = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
 """GPT-2's byte-level alphabet: printable Latin-1 is itself, the other 68 bytes are the characters from U+0100."""
 
+END_OF_WORD = "</w>"
+
 
 def token_bytes(tokenizer: Any) -> list[bytes]:
     """The bytes that each token id stands for, one entry an id (ids that are not used: no bytes).
 
     Byte-level tokenizers: exact, so a text's tokens join to the text (as normalised). SentencePiece: exact but for the
-    space that it puts before a text. WordPiece drops spacing, so it is best effort: one space before each word. Special
-    and other added tokens: their literal text.
+    space that it puts before a text. WordPiece drops spacing, and so do CLIP and GPT-1: best effort, with one space
+    before or after each word. Special and other added tokens: their literal text.
     """
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     added: dict[int, Any] = tokenizer.added_tokens_decoder
@@ -27,6 +29,8 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
 
 def _rule(tokenizer: Any, tokens: list[str]) -> Any:
     """How this tokenizer writes bytes as text: told by its decoder, or by its tokens where it has none to ask."""
+    if f"a{END_OF_WORD}" in tokens:
+        return _word_ends_byte_level if _is_byte_level(tokens) else _word_ends
     decoder = repr(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None))
     if "ByteLevel" in decoder:
         return _byte_level
@@ -34,11 +38,15 @@ def _rule(tokenizer: Any, tokens: list[str]) -> Any:
         return _wordpiece
     if "▁" in decoder or "Metaspace" in decoder or any("▁" in token for token in tokens):
         return _sentencepiece
-    return _byte_level if all(character in BYTE_OF_CHARACTER for token in tokens for character in token) else str.encode
+    return _byte_level if _is_byte_level(tokens) else str.encode
+
+
+def _is_byte_level(tokens: list[str]) -> bool:
+    return all(character in BYTE_OF_CHARACTER for token in tokens for character in token)
 
 
 def _byte_level(token: str) -> bytes:
-    if all(character in BYTE_OF_CHARACTER for character in token):
+    if _is_byte_level([token]):
         return bytes(BYTE_OF_CHARACTER[character] for character in token)
     return token.encode()
 
@@ -51,3 +59,11 @@ def _sentencepiece(token: str) -> bytes:
 
 def _wordpiece(token: str) -> bytes:
     return token[2:].encode() if token.startswith("##") else b" " + token.encode()
+
+
+def _word_ends(token: str) -> bytes:
+    return token.removesuffix(END_OF_WORD).encode() + b" " * token.endswith(END_OF_WORD)
+
+
+def _word_ends_byte_level(token: str) -> bytes:
+    return _byte_level(token.removesuffix(END_OF_WORD)) + b" " * token.endswith(END_OF_WORD)
