@@ -19,8 +19,8 @@ def load_open_clip_text(spec: ModelSpec, device: torch.device | str) -> TextTowe
     whole = getattr(model, "text", model)
     if not hasattr(whole, "token_embedding") or getattr(whole, "cls_emb", None) is not None:
         raise UserError(
-            f"model {spec.id}: its text tower, a {type(whole).__name__}, is none of open_clip's own that ends in a norm "
-            "of all tokens; its vision tower can be read all the same"
+            f"model {spec.id}: its text tower, a {type(whole).__name__}, is none of open_clip's own that norms all "
+            "tokens at its end; its vision tower can be read all the same"
         )
     with one_line_errors(f"model {spec.id}: its text tower cannot be run", spec):
         return TextTower(Text(whole).to(device, getattr(torch, spec.dtype)))
@@ -36,6 +36,7 @@ class Text(torch.nn.Module):
         super().__init__()
         self.token_embedding, self.positional_embedding = whole.token_embedding, whole.positional_embedding
         self.transformer, self.ln_final, self.text_projection = whole.transformer, whole.ln_final, whole.text_projection
+        self.causal_TT: torch.Tensor | None
         self.register_buffer("causal_TT", whole.attn_mask, persistent=False)
         prefix = "" if hasattr(whole, "pool_type") else "text_"
         self.pooling = getattr(whole, f"{prefix}pool_type"), getattr(whole, f"{prefix}eos_id")
@@ -46,7 +47,9 @@ class Text(torch.nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: Any = None) -> Any:
         positions = torch.arange(input_ids.shape[1], device=input_ids.device) if position_ids is None else position_ids
         x_BTD = self.token_embedding(input_ids) + self.positional_embedding[positions]
-        x_BTD = self.ln_final(self.transformer(x_BTD, attn_mask=self._mask(attention_mask.to(x_BTD.device), x_BTD.dtype)))
+        x_BTD = self.ln_final(
+            self.transformer(x_BTD, attn_mask=self._mask(attention_mask.to(x_BTD.device), x_BTD.dtype))
+        )
         pool_type, eos_token_id = self.pooling
         pool = import_open_clip().transformer.text_global_pool
         embedding = pool(x_BTD, input_ids, pool_type, eos_token_id=eos_token_id)
@@ -72,7 +75,9 @@ def load_open_clip_tokenizer(spec: ModelSpec) -> "OpenClipTokenizer":
     """The byte pair encoding that ships with open_clip. Raises `UserError` for a model that takes another."""
     open_clip, text = import_open_clip(), recipe_of(spec).model["text_cfg"]
     if name := text.get("hf_tokenizer_name"):
-        raise UserError(f"model {spec.id}: its tokenizer, {name}, is not the one of open_clip, the only one it can have")
+        raise UserError(
+            f"model {spec.id}: its tokenizer, {name}, is not the one of open_clip, the only one it can have"
+        )
     with one_line_errors(f"model {spec.id}: its tokenizer cannot be made", spec):
         return OpenClipTokenizer(open_clip.SimpleTokenizer(**(text.get("tokenizer_kwargs") or {})))
 

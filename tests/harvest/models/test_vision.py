@@ -122,7 +122,7 @@ def test_names_resolve(tmp_path: Path) -> None:
         tower, resolve_sites(tower, names[2:3])[names[2]], {"pixel_values": tower.preprocess(image())[None]}
     )
     assert torch.equal(values[names[2]], everything(tower, tower.preprocess(image())[None])["layers.0.resid_pre"])
-    with pytest.raises(UserError, match="no such site; this model has layers.0 to layers.2, each with .*; pooled"):
+    with pytest.raises(UserError, match=r"no such site; this model has layers.0 to layers.2, each with .*; pooled"):
         resolve_sites(tower, ["pooling"])
     with pytest.raises(UserError, match="this model has layers 0 to 2"):
         resolve_sites(tower, ["layers.7.resid_pre"])
@@ -170,7 +170,7 @@ def test_towers_without_tokens_have_an_embedding_only(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="gpt2 is no vision model .* expected CLIP, SigLIP, ViT, DINOv2"):
+    with pytest.raises(UserError, match=r"gpt2 is no vision model .* expected CLIP, SigLIP, ViT, DINOv2"):
         load(tiny_gpt2(tmp_path / "text"))
     with pytest.raises(UserError, match="backend: transformer_lens runs no vision model"):
         load(tmp_path / "text", backend="transformer_lens")
@@ -178,7 +178,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     weights = safetensors.torch.load_file(directory / "model.safetensors")
     del weights["visual_projection.weight"]
     safetensors.torch.save_file(weights, directory / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match="1 of its weights are not in its files, such as visual_projection.weight"):
+    with pytest.raises(UserError, match=r"1 of its weights are not in its files, such as visual_projection.weight"):
         load(directory)
     directory = tiny_vit(tmp_path / "vit")
     (directory / "preprocessor_config.json").unlink()
@@ -186,7 +186,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
         load(directory)
     processor = import_transformers().ViTImageProcessorPil(size={"height": 32, "width": 32})
     processor.save_pretrained(directory)
-    with pytest.raises(UserError, match="its vision tower cannot be run: .*32.*24"):
+    with pytest.raises(UserError, match=r"its vision tower cannot be run: .*32.*24"):
         load(directory)
 
 
@@ -235,7 +235,7 @@ def test_text_towers(kind: str, tmp_path: Path) -> None:
     sites = resolve_sites(tower, ["layers.100%.resid_post"])["layers.100%.resid_post"]
     shifted = capture(tower, sites, ids_BT[1:].roll(5, 1), mask_BT[1:].roll(5, 1))["layers.2.resid_post"]
     torch.testing.assert_close(shifted[0, 5:], record.hidden_states[3][1, :8])
-    with pytest.raises(UserError, match="pooled: its shape .* is not one vector per token"):
+    with pytest.raises(UserError, match=r"pooled: its shape .* is not one vector per token"):
         capture(tower, resolve_sites(tower, ["pooled"])["pooled"], ids_BT, mask_BT)
 
 
