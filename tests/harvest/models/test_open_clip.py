@@ -221,11 +221,19 @@ def test_of_a_tag_only_safetensors_are_downloaded(
     assert model_facts(spec)["pretrained"] == "tiny a-tag"
 
     def absent(*_: str) -> str:
-        raise huggingface_hub.errors.EntryNotFoundError("404", httpx.Response(404, request=httpx.Request("GET", "a:")))
+        response = httpx.Response(404, request=httpx.Request("GET", "https://nowhere.invalid"))
+        raise huggingface_hub.errors.RemoteEntryNotFoundError("404", response=response)
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", absent)
-    with pytest.raises(UserError, match="pretrained: a-tag has no safetensors; pickled weights are never loaded"):
-        load_vision(spec, "cpu")
+    def unreachable(*_: str) -> str:
+        raise huggingface_hub.errors.LocalEntryNotFoundError("offline")
+
+    for failure, message in (
+        (absent, "a-tag has no safetensors; pickled"),
+        (unreachable, "run `hf download owner/name "),
+    ):
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", failure)
+        with pytest.raises(UserError, match=message):
+            load_vision(spec, "cpu")
 
 
 def test_other_tags(monkeypatch: pytest.MonkeyPatch) -> None:
