@@ -49,13 +49,6 @@ class ModelSpec(Spec):
     """The library that loads and runs it, and whose names its sites have."""
     revision: str | None = None
     """A branch, tag or commit on the Hub."""
-    pretrained: str | None = None
-    """Weights for the architecture `id` of open_clip: one of its tags, such as `laion2b_s34b_b79k`, or a local
-    `.safetensors` file."""
-    architecture: dict[str, Any] | None = None
-    """An architecture of your own for open_clip, as its configs write it: `{embed_dim, vision_cfg, text_cfg}`."""
-    random_seed: Annotated[int, Field(ge=0)] | None = None
-    """Draw open_clip's weights at random, in place of `pretrained`: a model that has learnt nothing, for a trial."""
     dtype: Dtype = "bfloat16"
     """The type the model runs in, and the type its activations are stored in."""
     gguf: Annotated[str, Field(pattern=r"^[^/\\]+\.gguf$")] | None = None
@@ -66,6 +59,13 @@ class ModelSpec(Spec):
     device_map: str | None = None
     """How the weights are spread over devices, such as `auto`: for a model larger than one GPU. Without it the whole
     model is on the first GPU, or on the CPU where there is none."""
+    pretrained: str | None = None
+    """Weights for the architecture `id` of open_clip: one of its tags, such as `laion2b_s34b_b79k`, or a local
+    `.safetensors` file, which does not say how images are to be preprocessed: as OpenAI's CLIP does."""
+    architecture: dict[str, Any] | None = None
+    """An architecture of your own for open_clip, as its configs write it: `{embed_dim, vision_cfg, text_cfg}`."""
+    random_seed: Annotated[int, Field(ge=0)] | None = None
+    """Draw open_clip's weights at random, in place of `pretrained`: a model that has learnt nothing, for a trial."""
     trust_remote_code: bool = False
     """Run code that the model's repository ships. Off unless you trust its author."""
     wheel: str | None = None

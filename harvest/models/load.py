@@ -46,9 +46,9 @@ def load_tokenizer(spec: ModelSpec) -> Any:
 def load_model(spec: ModelSpec, device: torch.device | str) -> torch.nn.Module:
     """The model in `spec.dtype` on `device` (or spread as `spec.device_map` says), ready for inference.
 
-    From transformers it is the base model, without its language-model head; of models that also see, such as CLIP, it
-    is the text tower. Only safetensors and GGUF are read: nothing is unpickled. A local directory is loaded without
-    trying the network.
+    From transformers it is the base model, without its language-model head; of CLIP and SigLIP, which see too, it is
+    the text tower. Only safetensors and GGUF are read: nothing is unpickled. A local directory is loaded without trying
+    the network.
     """
     if spec.backend == "transformer_lens":
         from harvest.models.lens import load_lens

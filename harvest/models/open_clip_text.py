@@ -19,8 +19,8 @@ def load_open_clip_text(spec: ModelSpec, device: torch.device | str) -> TextTowe
     whole = getattr(model, "text", model)
     if not hasattr(whole, "token_embedding") or getattr(whole, "cls_emb", None) is not None:
         raise UserError(
-            f"model {spec.id}: its text tower, a {type(whole).__name__}, is none of open_clip's own that ends in a "
-            "norm of all tokens; its vision tower can be read all the same"
+            f"model {spec.id}: its text tower, a {type(whole).__name__}, is none of open_clip's own that norms all "
+            "tokens at its end; its vision tower can be read all the same"
         )
     with one_line_errors(f"model {spec.id}: its text tower cannot be run", spec):
         return TextTower(Text(whole).to(device, getattr(torch, spec.dtype)))
@@ -32,12 +32,11 @@ class Text(torch.nn.Module):
     Theirs takes texts of one length only, and where attention is not causal it attends to padding; this one does not.
     """
 
-    causal_TT: torch.Tensor | None
-
     def __init__(self, whole: Any) -> None:
         super().__init__()
         self.token_embedding, self.positional_embedding = whole.token_embedding, whole.positional_embedding
         self.transformer, self.ln_final, self.text_projection = whole.transformer, whole.ln_final, whole.text_projection
+        self.causal_TT: torch.Tensor | None
         self.register_buffer("causal_TT", whole.attn_mask, persistent=False)
         prefix = "" if hasattr(whole, "pool_type") else "text_"
         self.pooling = getattr(whole, f"{prefix}pool_type"), getattr(whole, f"{prefix}eos_id")

@@ -158,12 +158,15 @@ def _download(spec: ModelSpec, listed: str) -> Path:
 
     repository, _, pickled = listed.rpartition("/")
     name = str(Path(pickled).with_suffix(".safetensors")) if pickled else WEIGHTS
-    none = UserError(f"pretrained: {spec.pretrained} has no safetensors; pickled weights are never loaded")
+    no_safetensors = UserError(f"pretrained: {spec.pretrained} has no safetensors; pickled weights are never loaded")
     if not repository:
-        raise none
-    with one_line_errors(f"model {spec.id}: {repository}/{name} cannot be downloaded", spec):
-        try:
-            return Path(huggingface_hub.hf_hub_download(repository, name))
-        except huggingface_hub.errors.EntryNotFoundError as error:
-            missing = error
-    raise none from missing
+        raise no_safetensors
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, name))
+    except huggingface_hub.errors.RemoteEntryNotFoundError as error:
+        raise no_safetensors from error
+    except Exception as error:  # a network has many ways to fail
+        raise UserError(
+            f"pretrained: {spec.pretrained}: {name} of {repository} is not in the Hugging Face cache and cannot be "
+            f"downloaded ({type(error).__name__}); with the Hub in reach, run `hf download {repository} {name}`"
+        ) from error
