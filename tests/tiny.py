@@ -90,16 +90,17 @@ def tiny_clip(directory: Path, kind: str = "CLIPModel") -> Path:
     return _save_vision(getattr(transformers, kind), config, processor, directory)
 
 
-def tiny_siglip(directory: Path, kind: str = "SiglipModel") -> Path:
+def tiny_siglip(directory: Path, kind: str = "SiglipModel", **vision: Any) -> Path:
     """A SigLIP of three layers and width 32 (text 24) in float32, whose images of 24 pixels have 9 patches and nothing
     else; whole, or its vision model."""
     transformers = import_transformers()
     text = _LAYERS | {"hidden_size": 24, "vocab_size": 64, "max_position_embeddings": 16, "projection_size": 32}
-    vision = _LAYERS | _IMAGES
-    whole = kind == "SiglipModel"
-    config = transformers.SiglipConfig(text_config=text, vision_config=vision) if whole else None
+    vision = _LAYERS | _IMAGES | vision
+    if kind == "SiglipModel":
+        config = transformers.SiglipConfig(text_config=text, vision_config=vision)
+    else:
+        config = transformers.SiglipVisionConfig(**vision)
     processor = transformers.SiglipImageProcessorPil(size={"height": 24, "width": 24})
-    config = config or transformers.SiglipVisionConfig(**vision)
     return _save_vision(getattr(transformers, kind), config, processor, directory)
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from harvest.config import ModelSpec
-from harvest.models.load import import_transformers, input_device, load_weights, one_line_errors
+from harvest.models.capture import text_inputs
+from harvest.models.load import import_transformers, load_weights, one_line_errors
 from harvest.models.towers import Tower
 
 KINDS = {
@@ -30,7 +31,7 @@ class TextTower(Tower):
         super().__init__(body)
         self.config = body.config
         ids_BT = torch.arange(22).view(2, 11) % self.config.get_text_config().vocab_size
-        self.find_sites({"input_ids": ids_BT.to(input_device(body)), "attention_mask": torch.ones_like(ids_BT)}, [])
+        self.find_sites(text_inputs(self, ids_BT, torch.ones_like(ids_BT)), [])
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor | None = None

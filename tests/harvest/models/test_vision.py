@@ -158,6 +158,12 @@ def test_a_pooler_that_the_files_lack_is_not_made_up(tmp_path: Path) -> None:
     assert torch.equal(values["pooled"], values["final"][:, 0])
 
 
+def test_without_pooler_and_class_token_the_embedding_is_the_mean(tmp_path: Path) -> None:
+    tower = load(tiny_siglip(tmp_path, "SiglipVisionModel", vision_use_head=False))
+    values = everything(tower, tower.preprocess(image())[None])
+    torch.testing.assert_close(values["pooled"], values["final"].mean(1))
+
+
 def test_towers_without_tokens_have_an_embedding_only(tmp_path: Path) -> None:
     transformers = import_transformers()
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 2])
@@ -172,6 +178,11 @@ def test_towers_without_tokens_have_an_embedding_only(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gpt2 is no vision model .* expected CLIP, SigLIP, ViT, DINOv2"):
         load(tiny_gpt2(tmp_path / "text"))
+    import_transformers().Siglip2VisionModel(
+        import_transformers().Siglip2VisionConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    ).save_pretrained(tmp_path / "patches")
+    with pytest.raises(UserError, match="siglip2_vision_model is no vision model whose images all have one size"):
+        load(tmp_path / "patches")
     with pytest.raises(UserError, match="backend: transformer_lens runs no vision model"):
         load(tmp_path / "text", backend="transformer_lens")
     directory = tiny_clip(tmp_path / "clip")
