@@ -108,7 +108,7 @@ def test_prepare_and_run(prepared: Path, tmp_path: Path, harvest: Any) -> None:
         ({"spec": '{"sites": ["embed"'}, ["spec is not YAML"]),
         ({"spec": "nowhere.yaml"}, ["spec 'nowhere.yaml' cannot be read: No such file"]),
         ({"model": '{"id": "gpt2", "dtype": "int8"}'}, ['dtype: "int8"', "'bfloat16'"]),
-        ({"model": '{"id": "gpt2", "weights": "x"}'}, ["weights: unknown key; there are id, backend, revision, dtype"]),
+        ({"model": '{"id": "gpt2", "weights": "x"}'}, ["weights: unknown key; there are id, backend, revision"]),
         ({"model": "absent"}, ["absent: the directory does not exist"]),
         ({"model": "empty"}, ["has no config.json"]),
         ({"model": "no weights"}, ["no weights: the directory has no weights; expected model.safetensors"]),
@@ -147,6 +147,22 @@ def test_bad_input_to_prepare(prepared: Path, tmp_path: Path, harvest: Any, spec
     outputs = ["--output", tmp_path / "corpus.zarr", "--manifest", tmp_path / "corpus.json"]
     refused(harvest("prepare", spec, "--model", prepared / "model", *outputs), *parts)
     assert files(tmp_path) == {}
+
+
+def test_images_need_no_model(tmp_path: Path, harvest: Any) -> None:
+    outputs = ["--output", tmp_path / "corpus.zarr", "--manifest", tmp_path / "corpus.json"]
+    refused(harvest("prepare", CORPUS, *outputs), "--model: missing; a corpus of text needs the model")
+    refused(
+        harvest("prepare", '{"images": 3, "digit": true}', *outputs), "digit: unknown key; there are images, folder"
+    )
+    assert files(tmp_path) == {}
+    assert harvest("prepare", '{"images": 3, "digits": true}', *outputs).errors == []
+    assert json.loads((tmp_path / "corpus.json").read_text())["images"] == 3
+
+
+def test_rows_of_the_other_kind(prepared: Path, tmp_path: Path, harvest: Any) -> None:
+    said = harvest(*arguments_of(prepared, tmp_path, '{"sites": ["embed"], "rows": "patches"}'))
+    refused(said, "rows: patches: is for images; a row of text is one of its tokens")
 
 
 @pytest.mark.parametrize("part", ["4/3", "0/3", "1", "a/b"])
