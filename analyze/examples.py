@@ -138,20 +138,21 @@ class _Images:
         corpus = ImageCorpus(self.corpus)
         if corpus.fingerprint != self.facts["images"]:
             raise UserError(f"corpus {self.corpus}: is not the one that the store beside it was harvested from")
-        return {
-            str(number): {
-                "name": corpus.name(number),
-                "thumbnail": thumbnail(decode(*corpus.encoded(number, number + 1)), *self.facts["pixels"]),
-            }
-            for number in np.unique(self.images).tolist()
-        }
+        height, width = self.facts["pixels"]
+        found = {}
+        for number in np.unique(self.images).tolist():
+            (encoded,) = corpus.encoded(number, number + 1)
+            shown = thumbnail(decode(encoded), height, width, self.facts["squeezed"])
+            found[str(number)] = {"name": corpus.name(number), "thumbnail": shown}
+        return found
 
 
-def thumbnail(image: Image.Image, height: int, width: int) -> str:
-    """The middle of an image, in the proportions of the model's input, as a data URI."""
+def thumbnail(image: Image.Image, height: int, width: int, squeezed: bool) -> str:
+    """An image in the proportions of the model's input, squeezed into these or cut to them, as a data URI."""
     scale = THUMBNAIL / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
     file = io.BytesIO()
-    ImageOps.fit(image, (max(1, round(width * scale)), max(1, round(height * scale)))).save(file, "JPEG", quality=80)
+    (image.resize(size) if squeezed else ImageOps.fit(image, size)).save(file, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 
 from harvest.config import HarvestSpec, ModelSpec
 from harvest.corpora.image_corpus import ImageCorpus
@@ -64,8 +65,8 @@ class ImageSource:
             "dtype": model.dtype,
             "batch_tokens": harvest.batch_tokens,
         }
-        # Images lie in the corpus beside the store; these tell that it is the one.
-        of_images = {"images": corpus.fingerprint, "pixels": pixels}
+        # Images lie in the corpus beside the store; these tell that it is the one, and what the model sees of each.
+        of_images = {"images": corpus.fingerprint, "pixels": pixels, "squeezed": _squeezes(self.tower.preprocess)}
         self.columns: Mapping[str, Column] = {
             "rows/document": Column("int32", None, of_images),
             **({} if self.whole else {"rows/position": Column("int32", None, {"grid": grid})}),
@@ -157,6 +158,15 @@ def _rows_are_images(
             "and one of the others with `rows: patches`"
         )
     return False
+
+
+def _squeezes(preprocess: Callable[[Image.Image], torch.Tensor]) -> bool:
+    """Whether a wide image is squeezed into the model's input; otherwise its middle is cut out."""
+    black = Image.new("RGB", (256, 128), "black")
+    striped = black.copy()
+    striped.paste("white", (64, 0, 192, 128))  # the middle square
+    # The left edge is white only where nothing beside the middle is seen.
+    return bool((preprocess(striped) - preprocess(black))[:, :, 0].abs().max() < 0.1)
 
 
 def _grid(patches: int, height: int, width: int) -> list[int]:

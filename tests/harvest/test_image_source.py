@@ -178,6 +178,18 @@ def test_a_tower_without_a_class_token(corpus: ImageCorpus, monkeypatch: pytest.
         ImageSource(MODEL, corpus, HarvestSpec(sites=LAYERS, rows="images"))
 
 
+def test_whether_images_are_squeezed(corpus: ImageCorpus, tower: TinyTower, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by a look at what preprocessing does to a wide image: `TinyTower` cuts."""
+
+    def squeeze(image: Image.Image) -> torch.Tensor:
+        return torch.from_numpy(np.array(image.resize((16, 16)))).permute(2, 0, 1).float() / 127.5 - 1
+
+    for squeezed in (False, True):
+        columns = ImageSource(MODEL, corpus, HarvestSpec(sites=["pooled"])).columns
+        assert columns["rows/document"].attributes["squeezed"] is squeezed
+        monkeypatch.setattr(tower, "preprocess", squeeze)
+
+
 def test_facts_tell_apart_what_gives_other_rows(corpus: ImageCorpus) -> None:
     specs = [{"sites": LAYERS}, {"sites": LAYERS, "rows": "images"}, {"sites": LAYERS, "batch_tokens": 60}]
     facts = [ImageSource(MODEL, corpus, check_spec(spec, HarvestSpec)).facts for spec in specs]
