@@ -9,7 +9,8 @@ from harvest.errors import UserError
 
 begun = time.monotonic()
 # The rules' `python` is the one that runs Snakemake, whether its environment is activated or not.
-shell.prefix(f"PATH={shlex.quote(str(pathlib.Path(sys.executable).parent))}:$PATH; ")
+folder = shlex.quote(str(pathlib.Path(sys.executable).parent))
+shell.prefix(f"set -euo pipefail; PATH={folder}:$PATH; ")
 if not workflow.configfiles:
 
     configfile: "configs/demo.yaml"
