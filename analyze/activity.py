@@ -68,8 +68,7 @@ def measure(dictionary_folder: pathlib.Path, place: Place, output: pathlib.Path)
     facts = cfg["metadata"]
     if facts["store"] != store.fingerprint:
         raise UserError(f"store {store.path}: the dictionary in {dictionary_folder} was trained on another one")
-    if not store.finished.all():
-        raise UserError(f"store {store.path}: is not finished; run the harvest again to complete it")
+    store.check_finished()
     make_folder(output)
     kept = training_rows(store.rows, facts["spec"]["holdout"])
     block = block_rows(dictionary.latents, sum(method["l0"] for method in facts["spec"]["sparsity"].values()))

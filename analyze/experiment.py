@@ -49,6 +49,13 @@ class Dictionary(DictionarySpec):
     together: Name | None = None
     """Dictionaries that say the same name here are trained in one pass over their store, each as if alone."""
 
+    @pydantic.field_validator("harvest")
+    @classmethod
+    def _are_different(cls, harvest: str | list[str]) -> str | list[str]:
+        if isinstance(harvest, list) and (not harvest or len(set(harvest)) < len(harvest)):
+            raise ValueError("give one harvest, or several different ones")
+        return harvest
+
     @property
     def harvests(self) -> list[str]:
         return [self.harvest] if isinstance(self.harvest, str) else self.harvest
@@ -72,6 +79,11 @@ class Experiment(Spec):
         for name, dictionary in self.dictionaries.items():
             for source in dictionary.harvests:
                 _known(f"dictionaries.{name}.harvest", source, self.harvests)
+                if len(dictionary.harvests) > 1 and source in self.bench_harvests:
+                    raise ValueError(
+                        f"dictionaries.{name}.harvest: {source}: a harvest of the bench is read alone; "
+                        "it may have many sites itself"
+                    )
             _check_sites(f"dictionaries.{name}", dictionary)
         return self
 

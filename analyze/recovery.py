@@ -96,8 +96,7 @@ def _check(store: Store, folder: pathlib.Path, facts: Mapping[str, Any], anchors
         raise UserError(f"store {store.path}: has no ground truth to recover; only stores of the bench do")
     if facts["store"] != store.fingerprint:
         raise UserError(f"store {store.path}: the dictionary in {folder} was trained on another one")
-    if not store.finished.all():
-        raise UserError(f"store {store.path}: is not finished; run the harvest again to complete it")
+    store.check_finished()
     anchors = facts["spec"].get("anchors")
     if anchors_path is None and anchors is not None and anchors["source"] == "truth":
         raise UserError(f"dictionary {folder}: features were its anchors; give the anchors' file to leave them out")

@@ -29,7 +29,7 @@ class JoinedStore(Store):
     """Row metadata, labels and vocabulary are those of the first store."""
 
     def __init__(self, paths: Sequence[pathlib.Path]) -> None:
-        self.parts = {path.parent.name: Store(path) for path in paths}
+        self.parts = {path.absolute().parent.name: Store(path) for path in paths}
         if len(self.parts) != len(paths):
             raise UserError(f"store: {', '.join(map(str, paths))}: their folders must have different names")
         (_, first), *others = self.parts.items()
@@ -70,6 +70,10 @@ class JoinedStore(Store):
     def finished(self) -> np.ndarray:
         return np.concatenate([part.finished for part in self.parts.values()])
 
+    def check_finished(self) -> None:
+        for part in self.parts.values():
+            part.check_finished()
+
     def statistics(self, site: str) -> Statistics:
         _, part, name = self._part(site)
         return part.statistics(name)
@@ -86,6 +90,8 @@ def _check_same_rows(one: Store, other: Store) -> None:
         raise UserError(f"{which}: only rows from a corpus can be told to be the same; the bench has many sites itself")
     if one.facts["corpus"] == other.facts["corpus"]:
         return
+    if not (one.has("rows/token") or other.has("rows/token")):
+        raise UserError(f"{which}: rows of images are only told by their corpus; both must be harvested from the same")
     for path in ("rows/document", "rows/position", "rows/token"):
         if one.has(path) != other.has(path):
             raise UserError(f"{which}: only one of them has {path}; both must be harvested from the same corpus")

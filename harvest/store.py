@@ -128,6 +128,11 @@ class Store:
             return np.zeros(-(-self.rows // self.layout.shard_rows), bool)
         return np.asarray(self.array(MARKER)[:]) > 0
 
+    def check_finished(self) -> None:
+        """Raises `UserError` where shards are missing."""
+        if not self.finished.all():
+            raise UserError(f"store {self.path}: is not finished; run the harvest again to complete it")
+
     def statistics(self, site: str) -> Statistics:
         """The statistics of all finished shards, merged (Chan et al. 1979: pairwise means and squared deviations)."""
         done = self.finished

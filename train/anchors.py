@@ -62,8 +62,7 @@ def make_anchors(spec: DictionarySpec, store: Store, output: pathlib.Path) -> No
         raise UserError(f"anchors.count: {wanted.count}: more anchors than latents {spec.latents}; ask for fewer")
     if wanted.names is not None and not wanted.source.startswith("labels."):
         raise UserError(f"anchors.names: only for the source labels.<set>, and this is {wanted.source}; leave it out")
-    if not store.finished.all():
-        raise UserError(f"store {store.path}: is not finished; run the harvest again to complete it")
+    store.check_finished()
     reads = [store.site(site) for site in spec.reads]
     writes = [store.site(site) for site in spec.written]
     rng = np.random.default_rng(spec.seed)

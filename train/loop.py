@@ -39,8 +39,7 @@ def train(jobs: Sequence[Job], place: Place, every: float = 60, memory: int = ME
     """
     _check(jobs)
     store = open_store(place)
-    if not store.finished.all():
-        raise UserError(f"store {store.path}: is not finished; run the harvest again to complete it")
+    store.check_finished()
     keep_buffers()
     # Gradients are kept once, not also in the messages; what else is in the weights is the same everywhere by itself.
     shared = accelerate.DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)

@@ -98,3 +98,42 @@ def test_a_corpus_is_made_again_where_a_file_of_it_changes(tmp_path: Path, monke
     experiment = load_experiment(config, "configs/mine.yaml")
     assert experiment.corpus_files("local") == ["texts/a.txt", "texts/b.txt", "words.yaml"]
     assert experiment.corpus_files("hub") == []
+
+
+def over(harvest: Any, reads: list[str]) -> Experiment:
+    """A dictionary over the harvests `base` and `chat`, of models, and `bench`."""
+    bench = {"bench": {"features": 20, "sites": {"p": 16}, "rows": 4000, "sparsity": 0.9, "interference": 0.3}}
+    ours = {"model": "m", "corpus": "c", "sites": ["embed"]}
+    dictionary = {"harvest": harvest, "reads": reads, "latents": 8, "sparsity": {"topk": {"l0": 2}}, "tokens": 10}
+    config = {
+        "models": {"m": {"id": "m"}},
+        "corpora": {"c": {"documentation": "installed", "tokens": 10}},
+        "harvests": {"base": ours, "chat": ours, "bench": bench},
+        "dictionaries": {"d": dictionary},
+    }
+    return load_experiment(config, "configs/mine.yaml")
+
+
+def test_one_harvest_or_several() -> None:
+    for harvest, site in (("base", "embed"), (["base"], "embed"), (["chat", "base"], "base/embed")):
+        found = over(harvest, [site]).dictionaries["d"]
+        assert found.harvests == ([harvest] if isinstance(harvest, str) else harvest)
+        assert found.reads == [site]
+
+
+@pytest.mark.parametrize(
+    ("harvest", "site", "says"),
+    [
+        ([], "embed", "^dictionaries.d.harvest: .*: give one harvest, or several different ones"),
+        (["base", "base"], "base/embed", "^dictionaries.d.harvest: .*: give one harvest, or several different ones"),
+        (["base", "nope"], "base/embed", "dictionaries.d.harvest: nope: no such name; there are base, chat, bench"),
+        (["base", "bench"], "base/embed", "dictionaries.d.harvest: bench: a harvest of the bench is read alone"),
+        (["base", "chat"], "embed", "dictionaries.d: embed: .* is written base/<site> or chat/<site>"),
+        (["base", "chat"], "bench/p", "dictionaries.d: bench/p: .* is written base/<site> or chat/<site>"),
+        ("base", "base/embed", "dictionaries.d: base/embed: a site of base is written <site>"),
+    ],
+)
+def test_mistakes_in_several_harvests(harvest: Any, site: str, says: str) -> None:
+    with pytest.raises(UserError, match=says) as raised:
+        over(harvest, [site])
+    assert "\n" not in str(raised.value)

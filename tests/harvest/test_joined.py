@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from harvest.errors import UserError
 from harvest.joined import open_store
+from harvest.source import Column
 from tests.texts import Texts, make_store, words
 
 
@@ -22,6 +23,26 @@ class Read(Texts):
         self.facts = {"corpus": corpus, "model": scale}
         self.dtype = dtype
         self.sites = {site: (scale * x).to(getattr(torch, dtype)) for site, x in self.sites.items()}
+
+
+class Pictures(Read):
+    """Images as a model sees them: rows that have a number and no token."""
+
+    def __init__(self, corpus: str) -> None:
+        super().__init__(corpus, 1.0)
+        self.columns, self.tables = {"rows/document": Column("int32")}, {}
+
+    def read_columns(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        return {"rows/document": np.arange(start, stop, dtype=np.int32)}
+
+
+class Stopped(Read):
+    """A harvest that is killed after its first shard."""
+
+    def read_sites(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        if start > 0:
+            raise KeyboardInterrupt
+        return super().read_sites(start, stop)
 
 
 def stores(folder: Path, **sources: Any) -> list[Path]:
@@ -84,3 +105,28 @@ def test_different_rows_are_one_line_each(tmp_path: Path) -> None:
         assert str(path) in str(raised.value)
     with pytest.raises(UserError, match="their folders must have different names"):
         open_store([base, base])
+
+
+def test_images_of_different_corpora_are_different_rows(tmp_path: Path) -> None:
+    """Every corpus of as many images has the same numbers."""
+    one, same, other = stores(tmp_path, one=Pictures("digits"), same=Pictures("digits"), other=Pictures("photos"))
+    assert open_store([one, same]).rows == words().rows
+    with pytest.raises(UserError, match="rows of images are only told by their corpus") as raised:
+        open_store([one, other])
+    assert str(one) in str(raised.value)
+    assert str(other) in str(raised.value)
+
+
+def test_the_store_that_is_unfinished_is_named(tmp_path: Path) -> None:
+    (base,) = stores(tmp_path, base=Read("c", 1.0))
+    with pytest.raises(KeyboardInterrupt):
+        stores(tmp_path, chat=Stopped("c", 1.0))
+    chat = tmp_path / "chat/activations.zarr"
+    for pair in ([base, chat], [chat, base]):
+        with pytest.raises(UserError, match=f"^store {chat}: is not finished"):
+            open_store(pair).check_finished()
+
+
+def test_a_store_in_the_working_folder_is_called_after_it(pair: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(pair[0].parent)
+    assert list(open_store([Path("activations.zarr"), pair[1]]).widths) == list(open_store(pair).widths)

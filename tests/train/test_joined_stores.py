@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from harvest.joined import open_store
 from harvest.store import Store
 from tests.harvest.test_joined import Read, stores
 from tests.training import job_of, spec_of
 from train.anchors import load_anchors, make_anchors
+from train.batches import Batches
 from train.loop import train
 
 
@@ -54,3 +56,28 @@ def test_anchors_are_means_over_both(places: tuple[list[Path], Path], tmp_path: 
     found, expected = (load_anchors(tmp_path / name) for name in ("pair", "both"))
     assert np.array_equal(found.read, expected.read)
     assert np.array_equal(found.written, expected.written)
+
+
+class Wide(First):
+    """A model of many more dimensions: its chunks have fewer rows."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+        random = torch.Generator().manual_seed(2)
+        self.sites, self.widths = {"in": torch.randn(self.rows, 2**14, generator=random)}, {"in": 2**14}
+
+
+def test_batches_of_stores_with_other_chunks(tmp_path: Path) -> None:
+    narrow, wide = stores(tmp_path, narrow=First(1.0), wide=Wide())
+    joined = open_store([narrow, wide])
+    assert Store(narrow).layout.chunk_rows > Store(wide).layout.chunk_rows
+    values = {f"{path.parent.name}/in": Store(path).read("in", 0, joined.rows) for path in (narrow, wide)}
+    assert joined.layout == open_store([wide, narrow]).layout
+    batches = Batches(joined, list(values), 70, seed=0, pool_bytes=2**22, memory=2**27)
+    assert batches.pools > 1
+    seen = []
+    for batch in batches.iterate(0, joined.rows // 70):
+        for site, expected in values.items():
+            assert torch.equal(batch.sites[site], expected[batch.rows])
+        seen += batch.rows.tolist()
+    assert sorted(seen) == list(range(joined.rows))
