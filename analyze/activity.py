@@ -211,10 +211,15 @@ def figures(activity: Activity, store: Store, writes: list[str]) -> dict[str, An
 def decoder_norm_shares(dictionary: Dictionary, store: Store, writes: list[str]) -> np.ndarray | None:
     """`‖W_dec,f,s‖ / Σ_s ‖W_dec,f,s‖` of each latent f at each site s, `(F, S)`; None where there is one site.
 
-    Near 0 or 1 a latent is of one site, or model, alone (Lindsey et al. 2024)."""
+    Norms are in units of the site's `scale`: else a model whose activations are larger would have every latent's share.
+    Near 0 or 1 a latent is of one site, or model, alone (Lindsey et al. 2024).
+    """
     if len(writes) == 1:
         return None
-    parts = [dictionary.W_dec[:, dimensions].norm(dim=1) for _, dimensions in _slices(store, writes)]
+    parts = [
+        dictionary.W_dec[:, dimensions].norm(dim=1) / scale(store, [site])
+        for site, dimensions in _slices(store, writes)
+    ]
     norms_FS = torch.stack(parts, 1).double().detach()
     shares_FS: np.ndarray = (norms_FS / norms_FS.sum(1, keepdim=True).clamp_min(1e-30)).float().numpy()
     return shares_FS
@@ -224,7 +229,7 @@ def _shares_of_live(shares_FS: np.ndarray, writes: list[str]) -> dict[str, Any]:
     """At each site, how many live latents have which share, in twentieths."""
     edges = np.linspace(0, 1, 21)
     counts = [np.histogram(shares_F, edges)[0].tolist() for shares_F in shares_FS.T]
-    return {"edges": edges.tolist(), "counts": dict(zip(writes, counts, strict=True))}
+    return {"edges": edges.tolist(), "sites": writes, "counts": counts}
 
 
 def density(firing_F: np.ndarray, rows: int) -> dict[str, list[float]]:

@@ -6,6 +6,7 @@ import shutil
 from typing import Any
 
 import jinja2
+import numpy as np
 from plotly.offline import get_plotlyjs
 from safetensors.numpy import load_file
 
@@ -137,6 +138,8 @@ def _dictionary(
     rows, held_out = summary["whole"]["rows"], summary["held_out"]
     recovery = read_recovery(line, measured) if line else None
     matched = matches(recovery) if recovery else {}
+    sites = (summary["decoder_norm_share"] or {"sites": []})["sites"]
+    shares_FS = tensors.get("decoder_norm_share", np.empty((summary["latents"], 0)))
     latents = found["latents"] + [
         {"latent": number, "examples": []} for number in matched.keys() - {each["latent"] for each in found["latents"]}
     ]
@@ -150,6 +153,7 @@ def _dictionary(
             "rate_held_out": float(tensors["firing_held_out"][number]) / held_out["rows"] if held_out else None,
             "mean": float(tensors["mean_activation"][number]),
             "max": float(tensors["max_activation"][number]),
+            "shares": figures.told_apart_by(list(zip(sites, shares_FS[number].tolist(), strict=True))),
             "histogram": figures.bars(tensors["histogram"][number], tensors["histogram_edges"]) if fired else None,
         }
     return {

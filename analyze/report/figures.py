@@ -86,22 +86,25 @@ def _density(densities: list[tuple[str, dict[str, list[float]], tuple[int, str]]
     return figure("density", "Firing rates", caption, traces, x, y)
 
 
+def told_apart_by(of_sites: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Of two sites' shares the second's alone: the first has the rest."""
+    return of_sites[1:] if len(of_sites) == 2 else of_sites
+
+
 def _shares(shares: dict[str, Any]) -> dict[str, Any]:
-    """Of two sites the second alone: the first has the rest."""
-    sites = list(shares["counts"])
-    shown = sites[1:] if len(sites) == 2 else sites
+    sites = shares["sites"]
     traces = []
-    for place, site in enumerate(shown):
+    for place, (site, counts) in enumerate(told_apart_by(list(zip(sites, shares["counts"], strict=True)))):
         line = curve(*style(place))
-        counts = shares["counts"][site]
         line["line"]["shape"] = "hv"
         traces.append(
             {"type": "scatter", "mode": "lines", "name": site, "x": shares["edges"], "y": [*counts, counts[-1]], **line}
         )
     where = f"share of decoder norm at {sites[1]}" if len(sites) == 2 else "share of decoder norm at a site"
     caption = (
-        "How much of each live latent’s decoder norm lies at a site. At 0 or 1 a latent is of one site, or of one "
-        "model, alone; in the middle all share it (Lindsey et al. 2024)."
+        "How much of each live latent’s decoder norm lies at a site, in units of how far the site’s activations lie "
+        "from their mean. At 0 or 1 a latent is of one site, or of one model, alone; in the middle all share it "
+        "(Lindsey et al. 2024)."
     )
     return figure("shares", "Share of decoder norm", caption, traces, axis(where), axis("live latents in a twentieth"))
 

@@ -9,10 +9,12 @@ from safetensors.numpy import load_file
 
 from analyze import activity
 from analyze.activity import active_places, block_rows, density, folded, measure
+from analyze.report.figures import of_dictionary
 from harvest.errors import UserError
 from harvest.store import Store
 from tests.texts import make_dictionary, make_store, words
 from train.dictionary import Codes, Dictionary
+from train.files import save
 from train.kernels import DensePattern
 
 
@@ -164,3 +166,48 @@ def test_blocks_are_whole_batches_and_shrink_with_l0() -> None:
     assert block_rows(16_384, 32) % activity.batch_rows(16_384) == 0
     assert block_rows(16_384, 32) * 32 <= activity.BLOCK_PLACES
     assert block_rows(16_384, 4_000) == activity.batch_rows(16_384)
+
+
+def shares_of(store: Store, folder: pathlib.Path, decoder: torch.Tensor) -> tuple[np.ndarray, dict[str, Any]]:
+    """Of a crosscoder whose sites are not in the order of their names."""
+    dictionary = make_dictionary(folder, store, ["out", "in"], ["out", "in"])
+    with torch.no_grad():
+        dictionary.W_dec.copy_(decoder)
+    cfg = json.loads((folder / "cfg.json").read_text())
+    save(dictionary, folder, cfg["metadata"])
+    measure(folder, store.path, folder)
+    shares = load_file(folder / "latents.safetensors")["decoder_norm_share"]
+    return shares, json.loads((folder / "summary.json").read_text())
+
+
+def test_shares_of_decoder_norm_do_not_depend_on_a_sites_scale(store: Store, tmp_path: pathlib.Path) -> None:
+    decoder = torch.randn(30, 10, generator=torch.Generator().manual_seed(3))
+    decoder[5, :4] = 0
+    shares, summary = shares_of(store, tmp_path / "as-it-is", decoder)
+    spread = [float(read(store, [site]).double().var(0, correction=0).sum() ** 0.5) for site in ("out", "in")]
+    norms = np.stack([decoder[:, :4].norm(dim=1) / spread[0], decoder[:, 4:].norm(dim=1) / spread[1]], 1)
+    np.testing.assert_allclose(shares, norms / norms.sum(1, keepdims=True), rtol=1e-5)
+    assert shares[5].tolist() == [0, 1]
+
+    larger = words()
+    larger.sites["in"] = 3 * larger.sites["in"]
+    (tmp_path / "larger").mkdir()
+    larger_store = make_store(larger, tmp_path / "larger")
+    same, _ = shares_of(larger_store, tmp_path / "scaled", decoder * torch.tensor([1.0] * 4 + [3.0] * 6))
+    np.testing.assert_allclose(same, shares, rtol=1e-5)
+
+    drawn = next(figure for figure in of_dictionary(summary) if figure["id"] == "shares")
+    live = load_file(tmp_path / "as-it-is" / "latents.safetensors")["firing"] > 0
+    assert drawn["layout"]["xaxis"]["title"]["text"] == "share of decoder norm at in"
+    assert [trace["name"] for trace in drawn["data"]] == ["in"]
+    assert drawn["data"][0]["y"][:-1] == np.histogram(shares[live, 1], np.linspace(0, 1, 21))[0].tolist()
+
+
+def test_of_three_sites_each_has_its_curve() -> None:
+    shares = {"edges": [0, 0.5, 1], "sites": ["c", "a", "b"], "counts": [[1, 2], [2, 1], [3, 0]]}
+    figures = of_dictionary({"density": {"edges": [0.1, 1], "counts": [3]}, "decoder_norm_share": shares})
+    assert [(trace["name"], trace["y"]) for trace in figures[1]["data"]] == [
+        ("c", [1, 2, 2]),
+        ("a", [2, 1, 1]),
+        ("b", [3, 0, 0]),
+    ]

@@ -1,6 +1,7 @@
 import html.parser
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import pytest
@@ -191,6 +192,13 @@ def test_a_missing_measurement_is_named(results: pathlib.Path, tmp_path: pathlib
     with pytest.raises(UserError, match=r"nowhere/summary.json: cannot be read"):
         build("x", [("sae", tmp_path / "nowhere", results / "train" / "sae")], [], tmp_path / "report")
     assert not (tmp_path / "report").exists()
+
+
+def test_a_dictionary_without_a_live_latent_has_a_page(results: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    shutil.copytree(results / "analyze" / "sae", tmp_path / "sae")
+    (tmp_path / "sae" / "examples.json").write_text('{"latents": []}')
+    build("dead", [("sae", tmp_path / "sae", results / "train" / "sae")], [], tmp_path / "report")
+    assert "0 of 8 latents" in Page(tmp_path / "report" / "dictionaries" / "sae.html").text
 
 
 def test_shades_are_shares_of_the_largest_activation() -> None:

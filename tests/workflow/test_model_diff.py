@@ -1,6 +1,7 @@
 """A crosscoder of two models on one corpus, from models to report."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_latent_has_a_share_of_norm_in_each_model(folder: Path) -> None:
     weights = load_file(folder / "train/diff/sae_weights.safetensors")["W_dec"].astype(np.float64).reshape(48, -1)
     norms = np.stack([np.linalg.norm(part, axis=1) for part in np.split(weights, 2, axis=1)], 1)
+    for place, name in enumerate(("base", "chat")):
+        manifest = json.loads((folder / f"harvest/{name}/activations.manifest.json").read_text())
+        norms[:, place] /= manifest["sites"]["layers.2.resid_post"]["total_variance"] ** 0.5
     shares = load_file(folder / "analyze/diff/latents.safetensors")["decoder_norm_share"]
     np.testing.assert_allclose(shares, norms / norms.sum(1, keepdims=True), rtol=1e-5)
     summary = json.loads((folder / "analyze/diff/summary.json").read_text())
@@ -58,3 +62,15 @@ def test_the_report_names_both_harvests(folder: Path) -> None:
     page = (folder / "report/dictionaries/diff.html").read_text()
     assert "base, chat" in page
     assert "Share of decoder norm" in page
+    shares = load_file(folder / "analyze/diff/latents.safetensors")["decoder_norm_share"]
+    shown = re.findall(r'id="latent-(\d+)".* data-share1="([^"]+)"', page)
+    assert len(shown) == page.count("<dt>norm at chat/layers.2.resid_post</dt>") > 0
+    for latent, share in shown:
+        assert float(share) == shares[int(latent), 1]
+    assert "norm at" not in (folder / "report/dictionaries/anchored.html").read_text()
+
+
+def test_cfg_json_keeps_the_harvests_names(folder: Path) -> None:
+    sites = ["base/layers.2.resid_post", "chat/layers.2.resid_post"]
+    facts = json.loads((folder / "train/diff/cfg.json").read_text())["metadata"]
+    assert facts["reads"] == facts["writes"] == sites
