@@ -71,11 +71,12 @@ def run(
     from harvest.image_source import ImageSource
     from harvest.model_source import ModelSource
     from harvest.run import harvest
+    from harvest.text_source import TextSource
 
     opened = open_corpus(corpus)
-    source: ModelSource | ImageSource
+    source: ModelSource | TextSource | ImageSource
     if isinstance(opened, Corpus):
-        source = ModelSource(chosen, opened, checked)
+        source = (TextSource if checked.rows == "texts" else ModelSource)(chosen, opened, checked)
     else:
         source = ImageSource(chosen, opened, checked)
     harvest(source, store, manifest, source.aliases, which)

@@ -228,10 +228,11 @@ class HarvestSpec(Spec):
     `layers.*.resid_post`."""
     batch_tokens: Count = 8192
     """Tokens in one forward pass, padding included; an image's patches are its tokens."""
-    rows: Literal["tokens", "patches", "images"] | None = None
-    """What a row is. Text has `tokens`. Of images, `patches` is a row for every patch, and `images` one for every
-    image: the class token at sites that have tokens, and sites that have one vector an image, such as `pooled`. Unless
-    given, images have `patches` where a site has them."""
+    rows: Literal["tokens", "texts", "patches", "images"] | None = None
+    """What a row is. Text has `tokens`; read by a text tower, CLIP's or SigLIP's, also `texts`, a row for every text:
+    the end-of-text token at sites that have tokens, and its embedding, `pooled`. Of images, `patches` is a row for
+    every patch, and `images` one for every image: the class token at sites that have tokens, and sites that have one
+    vector an image, such as `pooled`. Unless given, images have `patches` where a site has them."""
 
 
 UNION_TAGS = {"from a model": 0, "from the bench": 1, "of text": 0, "of images": 1}

@@ -18,7 +18,7 @@ from harvest.corpora.images import decode
 from harvest.errors import UserError
 from harvest.models.capture import Site, run_until_captured
 from harvest.models.load import model_facts
-from harvest.models.sites import resolve_sites
+from harvest.models.sites import chosen_sites
 from harvest.models.vision import load_vision
 from harvest.source import Column
 
@@ -41,9 +41,7 @@ class ImageSource:
         self.corpus = corpus
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tower = load_vision(model, self.device)
-        written = resolve_sites(self.tower, harvest.sites)
-        self.aliases = {name: sites[0].name for name, sites in written.items() if "*" not in name}
-        self.sites = list({site.name: site for sites in written.values() for site in sites}.values())
+        self.sites, self.aliases = chosen_sites(self.tower, harvest.sites)
         self.dtype: str = model.dtype
         pixels_BCHW = self._pixels(range(1))
         tokens, shapes = self._look(pixels_BCHW)

@@ -12,7 +12,7 @@ from harvest.corpora.corpus import Corpus
 from harvest.errors import UserError
 from harvest.models.capture import Site, capture, site_widths
 from harvest.models.load import context_limit, load_model, model_facts
-from harvest.models.sites import resolve_sites
+from harvest.models.sites import chosen_sites
 from harvest.source import Column
 
 
@@ -24,16 +24,14 @@ class ModelSource:
 
     def __init__(self, model: ModelSpec, corpus: Corpus, harvest: HarvestSpec) -> None:
         if harvest.rows not in (None, "tokens"):
-            raise UserError(f"rows: {harvest.rows}: is for images; a row of text is one of its tokens")
+            raise UserError(f"rows: {harvest.rows}: is for images; a row of text is one of its tokens, or a text")
         self.corpus, self.batch_tokens = corpus, harvest.batch_tokens
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load_model(model, self.device)
         limit = context_limit(self.model)
         if limit is not None and corpus.longest > limit:
             raise UserError(f"context: {corpus.longest} is longer than this model allows; at most {limit}")
-        written = resolve_sites(self.model, harvest.sites)
-        self.aliases = {name: sites[0].name for name, sites in written.items() if "*" not in name}
-        self.sites = list({site.name: site for sites in written.values() for site in sites}.values())
+        self.sites, self.aliases = chosen_sites(self.model, harvest.sites)
         self.rows = corpus.rows
         self.dtype: str = model.dtype
         self.widths: Mapping[str, int] = site_widths(self.model, self.sites)
@@ -62,8 +60,8 @@ class ModelSource:
         wanted = keep & (rows >= 0) & (rows < stop - start)
         dtype = getattr(torch, self.dtype)
         filled = {site: torch.empty(stop - start, width, dtype=dtype) for site, width in self.widths.items()}
-        for batch in _batches(np.diff(offsets), self.batch_tokens):
-            ids_BT, mask_BT, at_BT = _pad(batch, tokens, offsets)
+        for batch in batches(np.diff(offsets), self.batch_tokens):
+            ids_BT, mask_BT, at_BT = pad(batch, tokens, offsets)
             chosen_BT = mask_BT.bool() & torch.from_numpy(wanted)[at_BT]
             to = torch.from_numpy(rows)[at_BT[chosen_BT]]
             # Selecting by number takes a tenth of the time that selecting by mask does.
@@ -92,7 +90,7 @@ def _copy_runs(x_ND: torch.Tensor, chosen_n: torch.Tensor, target: torch.Tensor,
         target[to[begin] : to[begin] + end - begin] = x_ND[chosen[begin] : chosen[begin] + end - begin]
 
 
-def _batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+def batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
     """Sequence numbers, longest first, in batches of at most `batch_tokens` tokens with padding (one at the least).
 
     No sequence is shorter than three quarters of its batch's longest: documentation then fills 94% of what is run,
@@ -108,7 +106,7 @@ def _batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
         start = stop
 
 
-def _pad(batch: np.ndarray, tokens: np.ndarray, offsets: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def pad(batch: np.ndarray, tokens: np.ndarray, offsets: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Right-padded token ids, their mask, and each token's place in `tokens`. Padding repeats a real token: the mask
     alone says what is padding, so no token id is special."""
     starts, lengths = offsets[batch], offsets[batch + 1] - offsets[batch]

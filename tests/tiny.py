@@ -29,7 +29,7 @@ Naïve café, smörgåsbord, Ελληνικά, 你好世界, emoji 🤗🌍, "qu
 def tiny_gpt2(directory: Path, **config: Any) -> Path:
     """A GPT-2 of three layers and width 32 in float32. Token id 0 is an ordinary token, and no token starts a text."""
     transformers = import_transformers()
-    tokenizer = _tokenizer(special_tokens=[])
+    tokenizer = byte_tokenizer(special_tokens=[])
     wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
     sizes = {"n_layer": 3, "n_embd": 32, "n_head": 4, "n_positions": 64, "vocab_size": len(wrapped)}
     ends = {"bos_token_id": wrapped.eos_token_id, "eos_token_id": wrapped.eos_token_id}
@@ -40,7 +40,7 @@ def tiny_gpt2(directory: Path, **config: Any) -> Path:
 def tiny_llama(directory: Path, **config: Any) -> Path:
     """A Llama of four layers and width 24 in float32, with grouped heads. Token id 0 is the BOS that starts a text."""
     transformers = import_transformers()
-    tokenizer = _tokenizer(special_tokens=["<s>", "</s>"])
+    tokenizer = byte_tokenizer(special_tokens=["<s>", "</s>"])
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     sizes = {"num_hidden_layers": 4, "hidden_size": 24, "intermediate_size": 40, "vocab_size": len(wrapped)}
@@ -50,7 +50,7 @@ def tiny_llama(directory: Path, **config: Any) -> Path:
     return _save(transformers.LlamaForCausalLM, made, wrapped, directory)
 
 
-def _tokenizer(special_tokens: list[str]) -> tokenizers.Tokenizer:
+def byte_tokenizer(special_tokens: list[str]) -> tokenizers.Tokenizer:
     """A byte-level BPE of about 400 tokens, trained on `TEXT`; special tokens take the first ids."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -90,11 +90,12 @@ def tiny_clip(directory: Path, kind: str = "CLIPModel") -> Path:
     return _save_vision(getattr(transformers, kind), config, processor, directory)
 
 
-def tiny_siglip(directory: Path, kind: str = "SiglipModel", **vision: Any) -> Path:
+def tiny_siglip(directory: Path, kind: str = "SiglipModel", text: dict[str, Any] | None = None, **vision: Any) -> Path:
     """A SigLIP of three layers and width 32 (text 24) in float32, whose images of 24 pixels have 9 patches and nothing
     else; whole, or its vision model."""
     transformers = import_transformers()
-    text = _LAYERS | {"hidden_size": 24, "vocab_size": 64, "max_position_embeddings": 16, "projection_size": 32}
+    sizes = {"hidden_size": 24, "vocab_size": 64, "max_position_embeddings": 16, "projection_size": 32}
+    text = _LAYERS | sizes | (text or {})
     vision = _LAYERS | _IMAGES | vision
     if kind == "SiglipModel":
         config = transformers.SiglipConfig(text_config=text, vision_config=vision)

@@ -1,6 +1,6 @@
 """open_clip's text towers, and the tokenizer that comes with it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 
 from harvest.config import ModelSpec
 from harvest.errors import UserError
-from harvest.models.load import import_transformers, one_line_errors
+from harvest.models.load import import_transformers, load_tokenizer, one_line_errors
 from harvest.models.open_clip_towers import import_open_clip, make_model, recipe_of
 from harvest.models.text_tower import TextTower
 
@@ -23,7 +23,8 @@ def load_open_clip_text(spec: ModelSpec, device: torch.device | str) -> TextTowe
             "tokens at its end; its vision tower can be read all the same"
         )
     with one_line_errors(f"model {spec.id}: its text tower cannot be run", spec):
-        return TextTower(Text(whole).to(device, getattr(torch, spec.dtype)))
+        text = Text(whole)
+        return TextTower(text.to(device, getattr(torch, spec.dtype)), fixed_length=text.pooling[0] == "last")
 
 
 class Text(torch.nn.Module):
@@ -71,15 +72,36 @@ class Text(torch.nn.Module):
         return added.masked_fill(hidden_BTT, torch.finfo(dtype).min).repeat_interleave(heads, 0)
 
 
-def load_open_clip_tokenizer(spec: ModelSpec) -> "OpenClipTokenizer":
-    """The byte pair encoding that ships with open_clip. Raises `UserError` for a model that takes another."""
+def load_open_clip_tokenizer(spec: ModelSpec) -> Any:
+    """The byte pair encoding that ships with open_clip, or the tokenizer of transformers that the model names."""
     open_clip, text = import_open_clip(), recipe_of(spec).model["text_cfg"]
-    if name := text.get("hf_tokenizer_name"):
-        raise UserError(
-            f"model {spec.id}: its tokenizer, {name}, is not the one of open_clip, the only one it can have"
-        )
+    settings = dict(text.get("tokenizer_kwargs") or {})
     with one_line_errors(f"model {spec.id}: its tokenizer cannot be made", spec):
-        return OpenClipTokenizer(open_clip.SimpleTokenizer(**(text.get("tokenizer_kwargs") or {})))
+        if (name := text.get("hf_tokenizer_name")) is None:
+            return OpenClipTokenizer(open_clip.SimpleTokenizer(**settings))
+        clean = open_clip.tokenizer.get_clean_fn(settings.pop("clean", "whitespace"))
+    if others := sorted(set(settings) - {"strip_sep_token"}):  # there are no separators: texts are cut without them
+        raise UserError(f"model {spec.id}: its tokenizer has {others[0]}, which only open_clip itself understands")
+    return CleaningTokenizer(load_tokenizer(ModelSpec(id=name)), clean)
+
+
+class CleaningTokenizer:
+    """A tokenizer of transformers that is given texts as open_clip cleans them. Tokens have no place in the text as it
+    was, so it is not fast, in transformers' words."""
+
+    is_fast = False
+
+    def __init__(self, tokenizer: Any, clean: Callable[[str], str]) -> None:
+        self.tokenizer, self.clean = tokenizer, clean
+
+    def __call__(self, texts: Sequence[str], **how: Any) -> Any:
+        return self.tokenizer([self.clean(text) for text in texts], **how)
+
+    def __len__(self) -> int:
+        return len(self.tokenizer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
 
 
 class OpenClipTokenizer:
@@ -96,6 +118,7 @@ class OpenClipTokenizer:
         self.simple = simple
         self.bos_token_id: int = simple.sot_token_id
         self.eos_token_id: int = simple.eot_token_id
+        self.pad_token_id = 0
         self.all_special_ids: list[int] = simple.all_special_ids
         self.added_tokens_decoder = {id_: SimpleNamespace(content=simple.decoder[id_]) for id_ in self.all_special_ids}
         simple.cache.clear()  # holds the special tokens, and nothing else yet: text that spells one is text

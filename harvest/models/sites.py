@@ -27,6 +27,13 @@ def resolve_sites(model: torch.nn.Module, names: Iterable[str]) -> dict[str, lis
     return {name: _matching(model, name, named) if "*" in name else [_resolve(model, name, named)] for name in names}
 
 
+def chosen_sites(model: torch.nn.Module, names: Iterable[str]) -> tuple[list[Site], dict[str, str]]:
+    """The sites that these names stand for, each once, and the stored name of each that is written for one alone."""
+    written = resolve_sites(model, names)
+    aliases = {name: sites[0].name for name, sites in written.items() if "*" not in name}
+    return list({site.name: site for sites in written.values() for site in sites}.values()), aliases
+
+
 def list_sites(model: torch.nn.Module) -> dict[str, int | None]:
     """Every named site -> the width of its vectors; None where a pass gives no vector per token."""
     return widths_where_given(model, named_sites(model))

@@ -26,9 +26,11 @@ class TextTower(Tower):
     `config` says how long a text may be, like that of a model of transformers.
     """
 
-    def __init__(self, body: Any) -> None:
-        """`body(input_ids, attention_mask)` gives a record with `text_embeds` or `pooler_output`."""
+    def __init__(self, body: Any, fixed_length: bool = False) -> None:
+        """`body(input_ids, attention_mask)` gives a record with `text_embeds` or `pooler_output`. `fixed_length`: its
+        texts are padded to the longest there may be, and it sees the padding."""
         super().__init__(body)
+        self.fixed_length = fixed_length
         self.config = body.config
         ids_BT = torch.arange(22).view(2, 11) % self.config.get_text_config().vocab_size
         self.find_sites(text_inputs(self, ids_BT, torch.ones_like(ids_BT)), [])
@@ -52,4 +54,4 @@ def load_text_tower(spec: ModelSpec, device: torch.device | str, config: Any) ->
         config.text_config.projection_dim = config.projection_dim
     body = load_weights(spec, device, getattr(import_transformers(), name), getattr(config, "text_config", config))
     with one_line_errors(f"model {spec.id}: its text tower cannot be run", spec):
-        return TextTower(body)
+        return TextTower(body, fixed_length=config.model_type.startswith("siglip"))

@@ -345,7 +345,11 @@ def test_token_ids_are_those_of_open_clip(tmp_path: Path) -> None:
     assert facts["complete"]
 
 
-def test_a_tokenizer_from_the_hub_is_not_taken() -> None:
+def test_a_tokenizer_of_transformers() -> None:
+    """What it gives is compared in test_text_source.py."""
     spec = ModelSpec(id="ViT-B-16-SigLIP", backend="open_clip", random_seed=0)
-    with pytest.raises(UserError, match="its tokenizer, timm/ViT-B-16-SigLIP, is not the one of open_clip"):
+    with pytest.raises(UserError, match="timm/ViT-B-16-SigLIP: no such directory, not in the Hugging Face cache"):
         load_tokenizer(spec)
+    odd = spec_of(tiny_open_clip({"hf_tokenizer_name": "a/b", "tokenizer_kwargs": {"tokenizer_mode": "clips"}}))
+    with pytest.raises(UserError, match="its tokenizer has tokenizer_mode, which only open_clip itself understands"):
+        load_tokenizer(odd)
