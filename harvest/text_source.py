@@ -1,5 +1,6 @@
 """A text tower reading a corpus, as a source of rows: one row a text, every site in one forward pass."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +42,7 @@ class TextSource:
             )
         tokenizer = load_tokenizer(model)
         self.end: int = tokenizer.eos_token_id
-        self.padded = (limit, tokenizer.pad_token_id) if tower.fixed_length else None
+        self.padded: tuple[int, int] | None = (limit or 0, tokenizer.pad_token_id) if tower.fixed_length else None
         self.sites, self.aliases = chosen_sites(tower, harvest.sites)
         self.rows = len(corpus.sequences) - 1
         self.dtype: str = model.dtype
@@ -57,12 +58,11 @@ class TextSource:
             "batch_tokens": harvest.batch_tokens,
         }
         # What labels tokens says nothing of a whole text.
-        self.labels = {
-            name: names for name, names in corpus.labels.items() if name not in corpus.facts["spec"]["lexicons"]
-        }
+        of_tokens = corpus.facts["spec"]["lexicons"]
+        labels = {name: names for name, names in corpus.labels.items() if name not in of_tokens}
         self.columns: Mapping[str, Column] = {
             "rows/document": Column("int32"),
-            **{f"rows/labels/{name}": Column("int32", None, {"names": names}) for name, names in self.labels.items()},
+            **{f"rows/labels/{name}": Column("int32", None, {"names": names}) for name, names in labels.items()},
         }
         self.tables: Mapping[str, np.ndarray] = {}
 
@@ -88,7 +88,7 @@ class TextSource:
             return np.insert(tokens, offsets[1:], self.end), offsets + np.arange(len(offsets))
         length, filler = self.padded
         padded_NT = np.full((stop - start, length), filler, tokens.dtype)
-        for row, (begin, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+        for row, (begin, end) in enumerate(itertools.pairwise(offsets)):
             padded_NT[row, : end - begin + 1] = [*tokens[begin:end], self.end]
         return padded_NT.flatten(), np.arange(stop - start + 1) * length
 

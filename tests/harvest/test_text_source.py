@@ -136,5 +136,7 @@ def test_what_cannot_be_read_as_texts(keys: dict[str, Any], message: str, tmp_pa
 
 def test_a_model_without_an_embedding_of_texts(tmp_path: Path) -> None:
     spec = ModelSpec(id=str(tiny_gpt2(tmp_path / "gpt2")), dtype="float32")
-    with pytest.raises(UserError, match="^rows: texts: is for the text towers of CLIP and SigLIP; .* has rows: tokens"):
+    with pytest.raises(
+        UserError, match=r"^rows: texts: is for the text towers of CLIP and SigLIP; .* has rows: tokens"
+    ):
         TextSource(spec, corpus_of(spec, tmp_path / "texts"), HarvestSpec(sites=["final"], rows="texts"))
