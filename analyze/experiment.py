@@ -14,7 +14,7 @@ from harvest.config import CorpusSpec, HarvestSpec, ImageCorpusSpec, ModelSpec, 
 from harvest.corpora.images import folders_of
 from harvest.corpora.records import matching_files
 from harvest.errors import UserError
-from train.config import SAME_IN_A_PASS, DictionarySpec
+from train.config import DICTIONARY_FILES, SAME_IN_A_PASS, DictionarySpec, LoadSpec
 
 
 class ModelHarvest(HarvestSpec):
@@ -41,13 +41,11 @@ Corpus = Annotated[
 ]
 
 
-class Dictionary(DictionarySpec):
-    """A dictionary of one of the experiment's harvests."""
+class OfHarvests(Spec):
+    """What a dictionary's sites are of."""
 
     harvest: Name | list[Name]
     """Several must have the same rows, as two models have that read one corpus: sites are then `<harvest>/<site>`."""
-    together: Name | None = None
-    """Dictionaries that say the same name here are trained in one pass over their store, each as if alone."""
 
     @pydantic.field_validator("harvest")
     @classmethod
@@ -59,6 +57,23 @@ class Dictionary(DictionarySpec):
     @property
     def harvests(self) -> list[str]:
         return [self.harvest] if isinstance(self.harvest, str) else self.harvest
+
+
+class TrainedDictionary(OfHarvests, DictionarySpec):
+    """A dictionary of one of the experiment's harvests."""
+
+    together: Name | None = None
+    """Dictionaries that say the same name here are trained in one pass over their store, each as if alone."""
+
+
+class LoadedDictionary(OfHarvests, LoadSpec):
+    """A dictionary from elsewhere, for the rows of one of the experiment's harvests."""
+
+
+Dictionary = Annotated[
+    Annotated[TrainedDictionary, Tag("trained here")] | Annotated[LoadedDictionary, Tag("from elsewhere")],
+    Discriminator(lambda value: "from elsewhere" if isinstance(value, dict) and "load" in value else "trained here"),
+]
 
 
 class Experiment(Spec):
@@ -92,7 +107,7 @@ class Experiment(Spec):
         for first, *others in self.passes.values():
             for name in others:
                 for key in ("harvest", *SAME_IN_A_PASS):
-                    ours, theirs = (getattr(self.dictionaries[n], key) for n in (first, name))
+                    ours, theirs = (getattr(self.trained[n], key) for n in (first, name))
                     if ours != theirs:
                         raise ValueError(
                             f"dictionaries.{name}.{key}: {theirs}: trained together with {first}, which has {ours}; "
@@ -101,17 +116,25 @@ class Experiment(Spec):
         return self
 
     @property
+    def trained(self) -> dict[str, TrainedDictionary]:
+        return {name: spec for name, spec in self.dictionaries.items() if isinstance(spec, TrainedDictionary)}
+
+    @property
+    def loaded(self) -> dict[str, LoadedDictionary]:
+        return {name: spec for name, spec in self.dictionaries.items() if isinstance(spec, LoadedDictionary)}
+
+    @property
     def passes(self) -> dict[str, list[str]]:
         """Dictionaries that are trained together, by the name that they share."""
         found: dict[str, list[str]] = {}
-        for name, spec in self.dictionaries.items():
+        for name, spec in self.trained.items():
             if spec.together is not None:
                 found.setdefault(spec.together, []).append(name)
         return found
 
     @property
     def trained_alone(self) -> list[str]:
-        return [name for name, spec in self.dictionaries.items() if spec.together is None]
+        return [name for name, spec in self.trained.items() if spec.together is None]
 
     @property
     def model_harvests(self) -> dict[str, ModelHarvest]:
@@ -152,7 +175,7 @@ class Experiment(Spec):
     @property
     def anchored(self) -> list[str]:
         """Dictionaries whose latents are held to known directions."""
-        return [name for name, spec in self.dictionaries.items() if spec.anchors is not None]
+        return [name for name, spec in self.trained.items() if spec.anchors is not None]
 
     @property
     def with_truth(self) -> list[str]:
@@ -161,6 +184,11 @@ class Experiment(Spec):
 
     def dictionary_text(self, dictionary: str) -> str:
         return _text(self.dictionaries[dictionary], exclude={"harvest", "together"})
+
+    def loaded_files(self, dictionary: str) -> list[str]:
+        """What a dictionary from elsewhere is read from, where that is on this machine."""
+        directory = pathlib.Path(self.loaded[dictionary].load).expanduser()
+        return [str(file) for name in DICTIONARY_FILES if (file := directory / name).exists()]
 
 
 def load_experiment(config: dict[str, Any], config_file: str) -> Experiment:
@@ -181,7 +209,7 @@ def load_experiment(config: dict[str, Any], config_file: str) -> Experiment:
     return check_spec(spread_variations(values), Experiment)
 
 
-def _check_sites(key: str, dictionary: Dictionary) -> None:
+def _check_sites(key: str, dictionary: TrainedDictionary | LoadedDictionary) -> None:
     """With several harvests a site says whose it is."""
     several = len(dictionary.harvests) > 1
     for site in [*dictionary.reads, *dictionary.written]:

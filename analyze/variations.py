@@ -9,7 +9,8 @@ from harvest.errors import UserError
 
 
 def spread_variations(values: dict[str, Any]) -> dict[str, Any]:
-    """Replace entries that have `vary` by their variations; `vary` at the top varies all dictionaries.
+    """Replace entries that have `vary` by their variations; `vary` at the top varies all dictionaries
+    that are trained.
 
     `vary: {seed: [0, 1]}` makes `<name>-seed0` and `<name>-seed1`; a value may have a name of its own, and an empty one
     adds nothing: `vary: {anchors: {"": null, anchored: {source: truth, count: 20}}}` makes `<name>` and
@@ -33,7 +34,9 @@ def _variations(key: str, name: str, entry: Any, common: Any) -> Iterator[tuple[
         yield name, entry
         return
     entry = dict(entry)
-    axes = [_axis(key, path, choices) for path, choices in {**entry.pop("vary", {}), **common}.items()]
+    own = entry.pop("vary", {})
+    # What all dictionaries vary in is how they are trained; one from elsewhere is what it is.
+    axes = [_axis(key, *axis) for axis in (own if "load" in entry else {**own, **common}).items()]
     for choice in itertools.product(*axes):
         varied = copy.deepcopy(entry)
         for path, _, value in choice:

@@ -235,7 +235,11 @@ class HarvestSpec(Spec):
     vector an image, such as `pooled`. Unless given, images have `patches` where a site has them."""
 
 
-UNION_TAGS = {"from a model": 0, "from the bench": 1, "of text": 0, "of images": 1}
+UNION_TAGS = {
+    **{"from a model": 0, "from the bench": 1},
+    **{"of text": 0, "of images": 1},
+    **{"trained here": 0, "from elsewhere": 1},
+}
 """How alternatives are told apart in pydantic's error paths, and the place of each in its union; a user did not write
 these."""
 

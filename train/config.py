@@ -8,6 +8,8 @@ from pydantic import Field
 from harvest.config import Count, Spec
 from harvest.errors import UserError
 
+DICTIONARY_FILES = ("cfg.json", "sae_weights.safetensors")
+"""What a dictionary's directory has, here as in SAELens."""
 SAME_IN_A_PASS = ("batch", "seed", "holdout", "tokens", "split")
 """What dictionaries that are trained in one pass must have in common, so that each sees the rows it would see alone."""
 
@@ -87,13 +89,29 @@ class ResampleSpec(Spec):
         return self
 
 
-class DictionarySpec(Spec):
-    """A dictionary: it reads sites and writes sites. SAE: the same. Transcoder: others. Crosscoder: several."""
+class SitesSpec(Spec):
+    """A dictionary reads sites and writes sites. SAE: the same. Transcoder: others. Crosscoder: several."""
 
     reads: Annotated[list[str], Field(min_length=1)]
     """Sites of the harvest whose activations are encoded; several are concatenated."""
     writes: Annotated[list[str], Field(min_length=1)] | None = None
     """Sites that are reconstructed; those read, unless given."""
+
+    @property
+    def written(self) -> list[str]:
+        return self.writes or self.reads
+
+    @property
+    def kind(self) -> str:
+        """`sae`, `transcoder` or `crosscoder`, from the sites alone."""
+        if self.writes is not None and self.writes != self.reads:
+            return "transcoder"
+        return "sae" if len(self.reads) == 1 else "crosscoder"
+
+
+class DictionarySpec(SitesSpec):
+    """A dictionary that is trained."""
+
     latents: Count
     sparsity: dict[str, SparsitySpec]
     """One method and its l0, such as `{topk: {l0: 32}}`."""
@@ -154,17 +172,6 @@ class DictionarySpec(Spec):
         return self.sparsity[self.method].l0
 
     @property
-    def written(self) -> list[str]:
-        return self.writes or self.reads
-
-    @property
-    def kind(self) -> str:
-        """`sae`, `transcoder` or `crosscoder`, from the sites alone."""
-        if self.writes is not None and self.writes != self.reads:
-            return "transcoder"
-        return "sae" if len(self.reads) == 1 else "crosscoder"
-
-    @property
     def resample_until(self) -> int:
         """`resample.until`, or its default."""
         return (self.resample and self.resample.until) or self.tokens // 2
@@ -177,6 +184,22 @@ class DictionarySpec(Spec):
     @property
     def peak_learning_rate(self) -> float:
         return self.learning_rate or 2e-4 / (self.latents / 2**14) ** 0.5
+
+
+class LoadSpec(SitesSpec):
+    """A dictionary from elsewhere, in a directory as SAELens lays it out: it is taken as it is, and not trained."""
+
+    load: Annotated[str, Field(min_length=1)]
+    """A local directory, or `owner/name/folder@revision` on the Hugging Face Hub, where the folder in the repository and
+    the revision (a branch, tag or commit) may be left out."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _is_not_trained(cls, value: Any) -> Any:
+        keys = [key for key in DictionarySpec.model_fields if key not in SitesSpec.model_fields]
+        if isinstance(value, dict) and (of_training := [key for key in keys if key in value]):
+            raise ValueError(f"{', '.join(of_training)}: for training, and this is loaded; give load, reads and writes")
+        return value
 
 
 def training_rows(rows: int, holdout: float) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 from harvest.config import Spec, check_spec
 from harvest.errors import UserError
 from harvest.files import read_json, write_json
+from train import old_layout
 from train.dictionary import Dictionary
 from train.equivalents import count_in_decoder_norms, uncentered, ungated
 from train.shards import save_shards
@@ -91,28 +92,32 @@ def save(dictionary: Dictionary, folder: pathlib.Path, metadata: dict[str, Any])
 
 
 def load(folder: pathlib.Path) -> tuple[Dictionary, dict[str, Any]]:
-    """A dictionary that `save` or SAELens (version 6 or later) wrote, for use rather than training, and its `cfg.json`.
+    """A dictionary that `save` or SAELens wrote, for use rather than training, and its `cfg.json` in the layout of now.
 
     Latents and output are those that SAELens computes. What was trained as a BatchTopK, or as a Gated transcoder, is
     the JumpReLU that it equals; where nothing says which l0 a σ was trained for, its `l0` is NaN. Raises `UserError`
     for what this can't read: missing or unexpected keys or tensors, architectures that are not here, activations to be
-    normalised row by row or reshaped.
+    normalised row by row.
     """
     cfg = read_json(folder / "cfg.json", "dictionary")
+    if old := isinstance(cfg, dict) and old_layout.is_old(cfg):
+        cfg = old_layout.renewed(cfg, f"dictionary {folder}: cfg.json")
     layout = check_spec(cfg, _Layout, f"dictionary {folder}: cfg.json: ")
     dictionary = layout.empty_dictionary()
     try:
         tensors = load_file(folder / "sae_weights.safetensors")
     except (OSError, SafetensorError) as error:
         raise UserError(f"dictionary {folder}: has no readable sae_weights.safetensors ({error})") from None
+    where = f"dictionary {folder}: sae_weights.safetensors"
+    factor_F = old_layout.take_factor(tensors, cfg, where) if old else None
     expected = {name: tuple(tensor.shape) for name, tensor in _tensors(dictionary).items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted({*expected, *found}):
         if expected.get(name) != found.get(name):
             wanted, has = (shapes.get(name, "none") for shapes in (expected, found))
-            raise UserError(
-                f"dictionary {folder}: sae_weights.safetensors: {name}: {has}; a {layout.architecture} has {wanted}"
-            )
+            raise UserError(f"{where}: {name}: {has}; a {layout.architecture} has {wanted}")
+    if factor_F is not None:
+        tensors["W_dec"] = tensors["W_dec"] * factor_F[:, None]
     _fill(dictionary, tensors)
     for name, buffer in dictionary.sparsity.named_buffers():
         if buffer.ndim == 0:
@@ -136,16 +141,12 @@ class _Layout(Spec):
     apply_b_dec_to_input: bool = True
     # Other than `none`, these scale activations in training only: at inference SAELens encodes them as they are.
     normalize_activations: Literal["none", "expected_average_only_in", "covariance_whitening"] = "none"
-    reshape_activations: Literal["none"] = "none"
+    # Heads side by side, which is how a store has them.
+    reshape_activations: Literal["none", "hook_z"] = "none"
     metadata: dict[str, Any] = Field(default_factory=dict)
 
     @pydantic.model_validator(mode="after")
     def _readable(self) -> "_Layout":
-        major = str(self.metadata.get("sae_lens_version")).split(".")[0]
-        if not major.isdigit() or int(major) < 6:
-            raise ValueError(
-                "metadata.sae_lens_version names no SAELens from 6 on; load and save it again with a newer SAELens"
-            )
         names = _architectures()
         if self.architecture not in names:
             raise ValueError(f"architecture {self.architecture!r} is not understood; these are: {', '.join(names)}")
