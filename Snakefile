@@ -206,6 +206,25 @@ rule train:
         train_command
 
 
+rule load:
+    input:
+        manifests_of,
+        lambda wildcards: experiment.loaded_files(wildcards.dictionary),
+    output:
+        rules.train.output,
+    log:
+        results / "logs/load-{dictionary}.log",
+    wildcard_constraints:
+        dictionary=any_of(experiment.loaded),
+    params:
+        spec=rules.anchors.params.spec,
+        stores=rules.train.params.stores,
+        folder=lambda wildcards: results / "train" / wildcards.dictionary,
+    shell:
+        "python -m train load {params.spec:q} {params.stores:q} --output {params.folder}"
+        " 2>&1 | tee {log}"
+
+
 for name, dictionaries in experiment.passes.items():
 
     rule:

@@ -214,7 +214,8 @@ def _mean(values: np.ndarray) -> float | None:
 def recovery_row(dictionary: str, trained: pathlib.Path, measured: pathlib.Path) -> dict[str, Any]:
     """A dictionary's line of `recovery.csv`, from `training.json` in `trained`, `summary.json` and `recovery.json`.
 
-    Explained variance (a share of 1) and l0 are those of the held-out rows where there are any.
+    Explained variance (a share of 1) and l0 are those of the held-out rows where there are any. Of what was loaded
+    nobody knows the seed, and no l0 was asked for.
     """
     training = read_json(trained / "training.json", "training")
     summary = read_json(measured / "summary.json", "summary")
@@ -230,7 +231,7 @@ def recovery_row(dictionary: str, trained: pathlib.Path, measured: pathlib.Path)
         "seed": spec["seed"],
         "explained_variance": rows["explained_variance"],
         "l0": rows["l0"],
-        "target_l0": sparsity["l0"],
+        "target_l0": None if "loaded" in training else sparsity["l0"],
     }
     return {column: row[column] for column in COLUMNS}
 

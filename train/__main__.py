@@ -7,14 +7,14 @@ import typer
 
 from harvest.config import read_spec
 from harvest.errors import UserError, main
-from train.config import DictionarySpec
+from train.config import DictionarySpec, LoadSpec
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
 
 Spec = Annotated[str, typer.Argument(help="A dictionary: YAML or JSON text, or a file of it.")]
 Store = Annotated[
     list[pathlib.Path],
-    typer.Option(help="The store to train on, activations.zarr; repeated for several with the same rows."),
+    typer.Option(help="The store of the sites it reads, activations.zarr; repeated for several with the same rows."),
 ]
 
 
@@ -57,6 +57,19 @@ def run(
         for spec, folder, kept in zip(checked, output, checkpoints, strict=True)
     ]
     train(jobs, store, checkpoint_seconds, memory * 2**20)
+
+
+@app.command()
+def load(
+    spec: Spec, store: Store, output: Annotated[pathlib.Path, typer.Option(help="The folder the dictionary goes to.")]
+) -> None:
+    """Take a dictionary from elsewhere as it is: `load` in its spec is a SAELens directory or owner/name/folder@revision
+    on the Hugging Face Hub. Only safetensors and JSON are read.
+    """
+    checked = read_spec(spec, LoadSpec)
+    from train.elsewhere import load_elsewhere
+
+    load_elsewhere(checked, store, output)
 
 
 @app.command()

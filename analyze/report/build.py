@@ -137,6 +137,7 @@ def _dictionary(
         raise UserError(f"dictionary {name}: a measurement cannot be read ({error})") from None
     rows, held_out = summary["whole"]["rows"], summary["held_out"]
     recovery = read_recovery(line, measured) if line else None
+    training = read_json(trained / "training.json", "training")
     matched = matches(recovery) if recovery else {}
     sites = (summary["decoder_norm_share"] or {"sites": []})["sites"]
     shares_FS = tensors.get("decoder_norm_share", np.empty((summary["latents"], 0)))
@@ -159,7 +160,9 @@ def _dictionary(
     return {
         "name": name,
         "summary": summary,
-        "training": read_json(trained / "training.json", "training"),
+        "training": training,
+        "trained_on": training["last"] and training["last"]["tokens"],
+        "target_l0": None if "loaded" in training else next(iter(training["spec"]["sparsity"].values()))["l0"],
         "curves": lines,
         "events": events,
         "recovery": recovery,

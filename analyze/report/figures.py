@@ -10,16 +10,20 @@ IN_LEGEND = 6
 
 
 def of_experiment(dictionaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Training curves and firing rates of all dictionaries together."""
+    """Firing rates of all dictionaries together, and training curves of those that were trained here."""
     loss = (
         "Mean squared error in units of the variance, on the batch trained on; with Matryoshka, the mean of its parts."
     )
     idle = "Latents that were active in no row of the batch just trained on."
+    density = _density([(d["name"], d["summary"]["density"], d["style"]) for d in dictionaries])
+    trained = [d for d in dictionaries if d["curves"]]
+    if not trained:
+        return [density]
     return [
-        _curves(dictionaries, "reconstruction", "Reconstruction loss", "variance unexplained (share)", loss, "log"),
-        _curves(dictionaries, "l0", "Active latents", "latents active in a row (mean)", "On the batch trained on."),
-        _curves(dictionaries, "idle_share", "Idle latents", "latents idle (share)", idle),
-        _density([(d["name"], d["summary"]["density"], d["style"]) for d in dictionaries]),
+        _curves(trained, "reconstruction", "Reconstruction loss", "variance unexplained (share)", loss, "log"),
+        _curves(trained, "l0", "Active latents", "latents active in a row (mean)", "On the batch trained on."),
+        _curves(trained, "idle_share", "Idle latents", "latents idle (share)", idle),
+        density,
     ]
 
 

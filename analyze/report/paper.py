@@ -105,8 +105,9 @@ def _stated(setting: str) -> dict[str, float]:
 
 
 def _setting(pair: Pair, harvests: Mapping[str, Mapping[str, Any]]) -> Setting:
-    """A pair's setting in the paper's letters. Sites of unequal width have no n_p; k is the target l0."""
-    training = pair.one["training"]
+    """A pair's setting in the paper's letters. Sites of unequal width have no n_p; k is the target l0, or
+    of what was loaded the l0 measured."""
+    training, figures = pair.one["training"], pair.one["recovery"]["figures"]
     bench: dict[str, Any] = harvests[pair.one["harvest"]]["source"]["bench"]
     widths = {bench["sites"][site] for site in (*training["reads"], *training["writes"])}
     return {
@@ -115,7 +116,7 @@ def _setting(pair: Pair, harvests: Mapping[str, Mapping[str, Any]]) -> Setting:
         "n_q": training["spec"]["latents"],
         "S": bench["sparsity"],
         "M": bench["interference"],
-        "k": pair.one["recovery"]["figures"]["target_l0"],
+        "k": figures["target_l0"] or figures["l0"],
         "N": bench["rows"],
         **{name: bench[name] and 1 for name in BEYOND},
     }

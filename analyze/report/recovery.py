@@ -70,8 +70,8 @@ class Group:
     @property
     def missed_l0(self) -> float | None:
         """How far the l0 reached is from its target, as a share of it: the seed furthest off, None if that is near."""
-        reached = [d["recovery"]["figures"] for d in self.members]
-        furthest: float = max((f["l0"] / f["target_l0"] - 1 for f in reached), key=abs)
+        reached = [f for d in self.members if (f := d["recovery"]["figures"])["target_l0"]]
+        furthest: float = max((f["l0"] / f["target_l0"] - 1 for f in reached), key=abs, default=0.0)
         return furthest if abs(furthest) > L0_TOLERANCE else None
 
     def curve(self, score: str) -> list[float]:
