@@ -36,7 +36,7 @@ def _variations(key: str, name: str, entry: Any, common: Any) -> Iterator[tuple[
     entry = dict(entry)
     own = entry.pop("vary", {})
     # What all dictionaries vary in is how they are trained; one from elsewhere is what it is.
-    axes = [_axis(key, *axis) for axis in (own if "load" in entry else {**own, **common}).items()]
+    axes = [_axis(key, *axis) for axis in (own if "load" in {**entry, **own} else {**own, **common}).items()]
     for choice in itertools.product(*axes):
         varied = copy.deepcopy(entry)
         for path, _, value in choice:

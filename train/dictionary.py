@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from train.kernels import Pattern
 from train.ranks import Ranks
+from train.row_norms import ROW_NORMS
 from train.sparsity import Sparsity
 
 PIECE = 1024
@@ -36,6 +37,8 @@ class Dictionary(nn.Module):
     `b_dec` is taken off the input only where a dictionary writes what it reads (`centered`). Reading or writing several
     sites means their concatenation, in the order given. Weights have a row a latent: W_enc `(F, P)`, W_dec `(F, R)`.
 
+    With `row_norm`, both equations are of rows in units of their own, and x̂_r is put back into the model's.
+
     Where processes split the latents (`ranks`), each has F of them; what it takes and gives is of the whole dictionary.
     """
 
@@ -49,6 +52,8 @@ class Dictionary(nn.Module):
         self.W_skip = nn.Parameter(torch.zeros(written, read)) if skip else None
         self.sparsity = sparsity
         self.centered = centered
+        self.row_norm: str | None = None
+        """One of `ROW_NORMS`, in a dictionary from elsewhere."""
 
     @property
     def ranks(self) -> Ranks:
@@ -94,6 +99,8 @@ class Dictionary(nn.Module):
 
     def centre(self, x_BP: Tensor) -> Tensor:
         """The input as the encoder takes it."""
+        if self.row_norm is not None:
+            x_BP, _, _ = ROW_NORMS[self.row_norm](x_BP)
         return self.ranks.to_latents(x_BP - self.b_dec) if self.centered else x_BP
 
     def preactivations(self, x_BP: Tensor, rounded: bool = False) -> Tensor:
@@ -103,8 +110,12 @@ class Dictionary(nn.Module):
         return torch.addmm(self.b_enc, x_BP, self.W_enc.T)
 
     def decode(self, codes: Codes, x_BP: Tensor) -> Tensor:
-        """The reconstruction `(B, R)`; the input is needed for a skip connection only."""
-        return self.ranks.over_latents(codes.pattern.product(codes.values_N, self.W_dec)) + self.beside_latents(x_BP)
+        """The reconstruction `(B, R)`; the input is needed for a skip connection or a row's own units only."""
+        y_BR = self.ranks.over_latents(codes.pattern.product(codes.values_N, self.W_dec)) + self.beside_latents(x_BP)
+        if self.row_norm is None:
+            return y_BR
+        _, shift_B1, scale_B1 = ROW_NORMS[self.row_norm](x_BP)
+        return y_BR * scale_B1 + shift_B1
 
     def beside_latents(self, x_BP: Tensor) -> Tensor:
         """What the reconstruction has beside the latents: the bias, and the skip connection if there is one."""

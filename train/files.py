@@ -18,6 +18,7 @@ from harvest.files import read_json, write_json
 from train import old_layout
 from train.dictionary import Dictionary
 from train.equivalents import count_in_decoder_norms, uncentered, ungated
+from train.row_norms import ROW_NORMS
 from train.shards import save_shards
 from train.sparsity import SPARSITIES, Sparsity
 from train.sparsity.gated import Gated
@@ -59,7 +60,7 @@ def save(dictionary: Dictionary, folder: pathlib.Path, metadata: dict[str, Any])
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": dictionary.centered,
-        "normalize_activations": "none",
+        "normalize_activations": dictionary.row_norm or "none",
         "reshape_activations": "none",
         **dictionary.sparsity.saved_keys(),
         "metadata": {
@@ -96,8 +97,7 @@ def load(folder: pathlib.Path) -> tuple[Dictionary, dict[str, Any]]:
 
     Latents and output are those that SAELens computes. What was trained as a BatchTopK, or as a Gated transcoder, is
     the JumpReLU that it equals; where nothing says which l0 a σ was trained for, its `l0` is NaN. Raises `UserError`
-    for what this can't read: missing or unexpected keys or tensors, architectures that are not here, activations to be
-    normalised row by row.
+    for what this can't read: missing or unexpected keys or tensors, architectures that are not here.
     """
     cfg = read_json(folder / "cfg.json", "dictionary")
     if old := isinstance(cfg, dict) and old_layout.is_old(cfg):
@@ -139,8 +139,10 @@ class _Layout(Spec):
     k: PositiveInt | None = None
     rescale_acts_by_decoder_norm: bool = False
     apply_b_dec_to_input: bool = True
-    # Other than `none`, these scale activations in training only: at inference SAELens encodes them as they are.
-    normalize_activations: Literal["none", "expected_average_only_in", "covariance_whitening"] = "none"
+    # But for the row by row ones, these are about training: at inference SAELens encodes activations as they are.
+    normalize_activations: Literal[
+        "none", "expected_average_only_in", "covariance_whitening", "layer_norm", "constant_norm_rescale"
+    ] = "none"
     # Heads side by side, which is how a store has them.
     reshape_activations: Literal["none", "hook_z"] = "none"
     metadata: dict[str, Any] = Field(default_factory=dict)
@@ -155,6 +157,8 @@ class _Layout(Spec):
             raise ValueError(f"d_out is missing; a {self.architecture} needs it")
         if sigma.architecture == "topk" and not 0 < (self.k or 0) <= self.d_sae:
             raise ValueError(f"k is {self.k}; it must be between 1 and d_sae, {self.d_sae}")
+        if transcoder and self.normalize_activations in ROW_NORMS:
+            raise ValueError(f"normalize_activations {self.normalize_activations} is understood of SAEs alone")
         return self
 
     @property
@@ -168,7 +172,10 @@ class _Layout(Spec):
         sparsity = sigma(self.k or self.remembered.get("l0") or math.nan, self.d_sae)
         written = self.d_out if transcoder else None
         centered = self.apply_b_dec_to_input and not transcoder
-        return Dictionary(self.d_in, written or self.d_in, sparsity, centered, skip)
+        dictionary = Dictionary(self.d_in, written or self.d_in, sparsity, centered, skip)
+        if self.normalize_activations in ROW_NORMS:
+            dictionary.row_norm = self.normalize_activations
+        return dictionary
 
 
 def _in_form(dictionary: Dictionary) -> tuple[Dictionary, str]:

@@ -32,6 +32,11 @@ OLD = {
     "topk": {**HOOK, "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 5}, "normalize_activations": "none"},
     "jumprelu": {**HOOK, "architecture": "jumprelu", "activation_fn": "relu", "apply_b_dec_to_input": False},
     "gated": {**HOOK, "architecture": "gated", "activation_fn_str": "relu", "activation_fn_kwargs": {}},
+    "topk_layer_norm": {
+        **{"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 5}, "normalize_activations": "layer_norm"},
+        **HOOK,
+    },
+    "standard_constant_norm": {**HOOK, "normalize_activations": "constant_norm_rescale"},
 }
 
 
@@ -63,7 +68,7 @@ def make_old(folder: pathlib.Path) -> None:
     """Dictionaries in the layout from before version 6: a flat `cfg.json`, the weights with what finetuning left."""
     torch.manual_seed(0)
     for name, cfg in OLD.items():
-        k = {"k": 5} if name == "topk" else {}
+        k = {"k": 5} if "topk" in name else {}
         sae = SAE.from_dict({"d_in": 12, "d_sae": 40, "metadata": {}, "architecture": name.split("_")[0], **k})
         for parameter in sae.parameters():
             parameter.normal_(0, 0.5)

@@ -14,7 +14,15 @@ from harvest.errors import UserError
 from tests.train.saelens_cases import FIXTURES
 from train.files import load, save
 
-OLD = {"standard": "relu", "standard_normalized": "relu", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
+OLD = {
+    "gated": "gated",
+    "jumprelu": "jumprelu",
+    "standard": "relu",
+    "standard_constant_norm": "relu",
+    "standard_normalized": "relu",
+    "topk": "topk",
+    "topk_layer_norm": "topk",
+}
 
 
 def edited(name: str, folder: Path, **keys: Any) -> Path:
@@ -88,7 +96,7 @@ def test_what_finetuning_left(tmp_path: Path) -> None:
     [
         ({"activation_fn_str": "tanh-relu"}, "activation_fn: tanh-relu: not understood; these are: relu, topk"),
         ({"activation_fn_str": "topk", "activation_fn_kwargs": None}, "k is None; it must be between 1 and d_sae, 40"),
-        ({"normalize_activations": "layer_norm"}, 'normalize_activations: "layer_norm"'),
+        ({"normalize_activations": "batch_norm"}, 'normalize_activations: "batch_norm"'),
         ({"d_sae": None}, "d_sae: missing"),
         ({"architecture": "temporal"}, "'temporal' is not understood"),
         ({"finetuning_scaling_factor": False}, "scaling_factor: not 1 for each latent"),
