@@ -63,7 +63,7 @@ def run(
 def load(
     spec: Spec, store: Store, output: Annotated[pathlib.Path, typer.Option(help="The folder the dictionary goes to.")]
 ) -> None:
-    """Take a dictionary from elsewhere as it is: `load` in its spec is a SAELens directory or owner/name/folder@revision
+    """Take a dictionary from elsewhere: `load` in its spec is a SAELens directory or owner/name/folder@revision
     on the Hugging Face Hub. Only safetensors and JSON are read.
     """
     checked = read_spec(spec, LoadSpec)

@@ -190,8 +190,8 @@ class LoadSpec(SitesSpec):
     """A dictionary from elsewhere, in a directory as SAELens lays it out: it is taken as it is, and not trained."""
 
     load: Annotated[str, Field(min_length=1)]
-    """A local directory, or `owner/name/folder@revision` on the Hugging Face Hub, where the folder in the repository and
-    the revision (a branch, tag or commit) may be left out."""
+    """A local directory, or `owner/name/folder@revision` on the Hugging Face Hub; the folder in the repository and the
+    revision (a branch, tag or commit) may be left out."""
 
     @pydantic.model_validator(mode="before")
     @classmethod

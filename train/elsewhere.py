@@ -84,7 +84,7 @@ def find(place: str) -> tuple[pathlib.Path, str | None]:
     huggingface_hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     inside = pathlib.PurePosixPath(match["folder"] or "")
     wanted = [str(inside / name) for name in DICTIONARY_FILES]
-    why = "its files are not there"
+    why = ""
     for in_cache in (True, False):
         try:
             snapshot = huggingface_hub.snapshot_download(
@@ -98,6 +98,7 @@ def find(place: str) -> tuple[pathlib.Path, str | None]:
             continue
         if all(pathlib.Path(snapshot, file).is_file() for file in wanted):
             return pathlib.Path(snapshot, inside), pathlib.Path(snapshot).name
+        why = "no such files"
     revision = f" --revision {match['revision']}" if match["revision"] else ""
     raise UserError(
         f"load: {place}: no directory here, not in the Hugging Face cache, and not to be had from the Hub ({why}); "
@@ -115,9 +116,11 @@ def _check(
         widths = [store.widths[site] for site in sites]
         if sum(widths) != width:
             there = " + ".join(map(str, widths)) + (f" = {sum(widths)}" if len(widths) > 1 else "")
-            raise UserError(f"{key}: {', '.join(sites)}: {there} wide, and the dictionary {spec.load} has {width} there")
+            raise UserError(
+                f"{key}: {', '.join(sites)}: {there} wide, and the dictionary {spec.load} has {width} there"
+            )
     if spec.kind == "transcoder" and dictionary.centered:
-        raise UserError(f"writes: {', '.join(spec.written)}: {spec.load} is an SAE and writes what it reads; leave out")
+        raise UserError(f"writes: {', '.join(spec.written)}: {spec.load} is an SAE: leave it out")
     if spec.kind != "transcoder" and cfg["architecture"].endswith("transcoder"):
         raise UserError(f"writes: missing: {spec.load} is a {cfg['architecture']}; say which sites it writes")
 
@@ -126,20 +129,20 @@ def _warn(spec: LoadSpec, cfg: dict[str, Any], reads: list[str]) -> None:
     """What may be meant so, and is likely to be a mistake."""
     hook = cfg.get("metadata", {}).get("hook_name")
     theirs = canonical(str(hook))
-    ours = [canonical(site) for site in reads]
-    if theirs and len(ours) == 1 and ours[0] and theirs != ours[0]:
+    ours = canonical(reads[0].rpartition("/")[2]) if len(reads) == 1 else None
+    if theirs and ours and theirs != ours:
         print(f"warning: {spec.load} is for {hook}, and reads {reads[0]}", file=sys.stderr)
     if cfg.get("normalize_activations") == "expected_average_only_in":
         print(
             f"warning: {spec.load}: activations were scaled in training (normalize_activations: "
-            "expected_average_only_in); weights are used as they are, as SAELens does, and must have the factor in them",
+            "expected_average_only_in); weights are taken as they are, as SAELens does: the factor must be in them",
             file=sys.stderr,
         )
 
 
 def canonical(site: str) -> tuple[int, str] | None:
     """Layer and place, for names of which it is known what they are: what enters a layer left the one before."""
-    match = RESIDUAL.fullmatch(site.rpartition("/")[2])
+    match = RESIDUAL.fullmatch(site)
     if match is None:
         return None
     layer, place = int(match[1]), match[2]

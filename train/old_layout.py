@@ -39,7 +39,7 @@ def renewed(cfg: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def take_factor(tensors: dict[str, Tensor], cfg: Mapping[str, Any], where: str) -> Tensor | None:
-    """Take `scaling_factor` out of old weights: by it finetuning made what each latent writes larger or smaller, `(F,)`.
+    """Take `scaling_factor` out of old weights, `(F,)`: finetuning made what each latent writes larger or smaller.
 
     Raises `UserError` where `cfg` says that there was no finetuning and the factor is not 1.
     """

@@ -139,7 +139,7 @@ def test_what_varies_is_training() -> None:
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"tokens": "1M"}, "^dictionaries.b: .*: tokens: for training, and this is loaded; give load, reads and writes"),
+        ({"tokens": "1M"}, "^dictionaries.b: .*: tokens: for training, and this is loaded; give load, reads and"),
         ({"latents": 3, "sparsity": {}, "anchors": None}, "^dictionaries.b: .*: latents, sparsity, anchors: for train"),
         ({"together": "pass"}, "^dictionaries.b.together: unknown key; there are reads, writes, load, harvest"),
         ({"load": 3}, "^dictionaries.b.load: 3: Input should be a valid string"),

@@ -98,7 +98,7 @@ def spec_text(load: Path | str, reads: str = "[x]", more: str = "") -> str:
         (spec_text(THEIRS / "topk", "[y]"), ["reads: y: 10 wide, and the dictionary", "has 12 there"]),
         (spec_text(THEIRS / "topk", "[x, y]"), ["reads: x, y: 12 + 10 = 22 wide", "has 12 there"]),
         (spec_text(THEIRS / "topk", "[z]"), ["z: no such site"]),
-        (spec_text(THEIRS / "topk", more=", writes: [layers.2.resid_post]"), ["writes: ", "is an SAE", "leave out"]),
+        (spec_text(THEIRS / "topk", more=", writes: [layers.2.resid_post]"), ["writes: ", "an SAE: leave it out"]),
         (spec_text(THEIRS / "transcoder", more=", writes: [narrow]"), ["writes: narrow: 6 wide", "has 10 there"]),
         (spec_text(THEIRS / "jumprelu_transcoder", "[x]"), ["writes: x: 12 wide", "has 10 there"]),
         (spec_text("no/such/place/@", "[x]"), ["load: no/such/place/@: no such directory, and not as on the Hub"]),
@@ -140,7 +140,7 @@ def test_a_site_that_is_not_the_dictionarys_is_warned_of(
 
 
 def test_names_of_sites() -> None:
-    assert canonical("chat/layers.2.resid_post") == canonical("blocks.3.hook_resid_pre") == (2, "resid_post")
+    assert canonical("layers.2.resid_post") == canonical("blocks.3.hook_resid_pre") == (2, "resid_post")
     assert canonical("blocks.3.hook_mlp_out") == canonical("layers.3.mlp_out") == (3, "mlp_out")
     assert canonical("blocks.3.ln2.hook_normalized") is None
 
@@ -189,6 +189,12 @@ def test_what_is_in_the_hubs_cache_needs_no_hub(hub: Path, store: Store, tmp_pat
         found = loaded(store, tmp_path / "output", Path(place))
         assert (found["loaded"]["from"], found["loaded"]["commit"]) == (place, commit)
     with pytest.raises(UserError, match="owner/name/other: no directory here"):
+        find("owner/name/other")
+
+
+def test_a_repository_without_it_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(UserError, match=r"not to be had from the Hub \(no such files\)"):
         find("owner/name/other")
 
 

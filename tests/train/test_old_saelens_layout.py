@@ -1,4 +1,4 @@
-"""The layout from before SAELens 6, which most dictionaries on the Hub have: the same function as SAELens makes of it."""
+"""The layout from before SAELens 6, which most dictionaries on the Hub have: what SAELens makes of it."""
 
 import json
 import shutil

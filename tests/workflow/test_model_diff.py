@@ -96,5 +96,5 @@ def test_an_sae_from_elsewhere_is_measured_and_shown(folder: Path) -> None:
     training = json.loads((folder / "train/published/training.json").read_text())
     assert training["loaded"]["model_name"] == "tiny"
     page = (folder / "report/dictionaries/published.html").read_text()
-    assert f'<dd>{folder.parents[1] / "published"}</dd>' in page
+    assert f"<dd>{folder.parents[1] / 'published'}</dd>" in page
     assert '"dictionaries/published.html"' in (folder / "report/index.html").read_text()

@@ -50,10 +50,12 @@ def test_make_targets_exist(command: str) -> None:
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize("text", blocks("yaml"))
-def test_configs_are_valid(text: str) -> None:
-    experiment = load_experiment(yaml.safe_load(text), "configs/mine.yaml")
-    assert {spec.kind for spec in experiment.dictionaries.values()} == {"sae", "transcoder", "crosscoder"}
+def test_configs_are_valid() -> None:
+    experiments = [load_experiment(yaml.safe_load(text), "configs/mine.yaml") for text in blocks("yaml")]
+    kinds = [{spec.kind for spec in experiment.dictionaries.values()} for experiment in experiments]
+    assert kinds.count({"sae", "transcoder", "crosscoder"}) == 2
+    (published,) = [experiment for experiment in experiments if experiment.loaded]
+    assert list(published.loaded) == ["published"]
 
 
 def test_anyone_can_read_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
