@@ -80,15 +80,22 @@ rule prepare:
         " 2>&1 | tee {log}"
 
 
-# The store is no output: Snakemake would delete it before a rerun. The command resumes it; its manifest is the output.
-rule harvest:
+# How many jobs a harvest is split over: --set-scatter parts=8. The bytes of the store are the same for any number. Each
+# job has all cores, because a CPU's arithmetic differs in its last bits with the number of threads; GPUs don't mind:
+# --set-threads harvest_part=4 runs as many jobs at once as the cores allow, and they take the machine's GPUs in turn.
+scattergather:
+    parts=1,
+
+
+# The store is no output: Snakemake would delete it before a rerun. The command resumes it.
+rule harvest_part:
     input:
         rules.prepare.output,
         model_directory,
     output:
-        results / "harvest/{harvest}/activations.manifest.json",
+        touch(results / "harvest/{harvest}/parts/{scatteritem}.done"),
     log:
-        results / "logs/harvest-{harvest}.log",
+        results / "logs/harvest-{harvest}-{scatteritem}.log",
     wildcard_constraints:
         harvest=any_of(experiment.model_harvests),
     threads: workflow.cores
@@ -96,14 +103,32 @@ rule harvest:
         spec=lambda wildcards: experiment.harvest_text(wildcards.harvest),
         model=model_text,
         corpus=rules.prepare.params.corpus,
+        part=lambda wildcards: wildcards.scatteritem.replace("-of-", "/"),
         store=lambda wildcards: results
         / "harvest"
         / wildcards.harvest
         / "activations.zarr",
     shell:
         "python -m harvest run {params.spec:q} --model {params.model:q} --corpus {params.corpus}"
-        " --store {params.store} --manifest {output}"
+        " --store {params.store} --part {params.part}"
         " 2>&1 | tee {log}"
+
+
+rule harvest:
+    input:
+        gather.parts(
+            results / "harvest/{{harvest}}/parts/{scatteritem}.done",
+        ),
+    output:
+        results / "harvest/{harvest}/activations.manifest.json",
+    log:
+        results / "logs/harvest-{harvest}.log",
+    wildcard_constraints:
+        harvest=any_of(experiment.model_harvests),
+    params:
+        store=rules.harvest_part.params.store,
+    shell:
+        "python -m harvest manifest {params.store} --output {output} 2>&1 | tee {log}"
 
 
 rule bench:
@@ -116,7 +141,7 @@ rule bench:
     threads: workflow.cores
     params:
         spec=lambda wildcards: experiment.harvest_text(wildcards.harvest),
-        store=rules.harvest.params.store,
+        store=rules.harvest_part.params.store,
     shell:
         "python -m harvest bench {params.spec:q} --store {params.store} --manifest {output}"
         " 2>&1 | tee {log}"

@@ -15,7 +15,9 @@ Model = Annotated[
     str, typer.Option(help="A model: YAML or JSON text or a file of it, a Hugging Face id or a directory.")
 ]
 Store = Annotated[pathlib.Path, typer.Option(help="The store, such as activations.zarr; continued if it is there.")]
-Manifest = Annotated[pathlib.Path, typer.Option(help="Written last, once every shard is there.")]
+Manifest = Annotated[
+    pathlib.Path | None, typer.Option(help="Written last, once every shard is there; `manifest` writes it too.")
+]
 Part = Annotated[str, typer.Option(help="`2/3`: the second of three parts, which may run anywhere.")]
 
 
@@ -61,11 +63,18 @@ def run(
     model: Model,
     corpus: Annotated[pathlib.Path, typer.Option(help="The prepared corpus.")],
     store: Store,
-    manifest: Manifest,
+    manifest: Manifest = None,
     part: Part = "1/1",
 ) -> None:
-    """Run a model over a corpus and store the activations of every site. A killed run continues where it stopped."""
+    """Run a model over a corpus and store the activations of every site. A killed run continues where it stopped.
+
+    Parts that run on one machine take its GPUs in turn.
+    """
     checked, chosen, which = read_spec(spec, HarvestSpec), _model(model), _part(part)
+    import torch
+
+    if gpus := torch.cuda.device_count():
+        torch.cuda.set_device((which[0] - 1) % gpus)
     from harvest.corpora.corpus import Corpus
     from harvest.corpora.folder import open_corpus
     from harvest.image_source import ImageSource
@@ -86,7 +95,7 @@ def run(
 def bench(
     spec: Annotated[str, typer.Argument(help="A bench: YAML or JSON text, or a file of it.")],
     store: Store,
-    manifest: Manifest,
+    manifest: Manifest = None,
     part: Part = "1/1",
 ) -> None:
     """Sample the Linear Representation Bench into a store, with the ground truth beside the rows."""
@@ -95,6 +104,22 @@ def bench(
     from harvest.run import harvest
 
     harvest(BenchSource(checked), store, manifest, {}, which)
+
+
+@app.command()
+def manifest(
+    store: Annotated[pathlib.Path, typer.Argument(help="A store whose shards are all there.")],
+    output: Annotated[pathlib.Path, typer.Option(help="activations.manifest.json")],
+) -> None:
+    """Say in one file what a finished store holds; the parts of a harvest leave it to this."""
+    from harvest.files import make_folder, write_json
+    from harvest.run import manifest_of
+    from harvest.store import Store
+
+    opened = Store(store)
+    opened.check_finished()
+    make_folder(output.parent)
+    write_json(output, manifest_of(opened))
 
 
 @app.command()

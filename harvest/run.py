@@ -26,11 +26,11 @@ _CREATION = 2**40  # the byte of the lock file that stands for creating the stor
 def harvest(
     source: Source,
     store: pathlib.Path,
-    manifest: pathlib.Path,
+    manifest: pathlib.Path | None,
     aliases: Mapping[str, str],
     part: tuple[int, int] = (1, 1),
 ) -> None:
-    """Write part `i` of `n` of a store; once every shard is there, write the manifest.
+    """Write part `i` of `n` of a store; once every shard is there, write the manifest, if one is wanted.
 
     Parts own disjoint ranges of shards and may run anywhere; the bytes are the same for any number of parts.
     Raises `UserError` where the store belongs to other facts, is being written by another process, or would not fit.
@@ -43,7 +43,8 @@ def harvest(
     index, parts = part
     first, last = writer.shards * (index - 1) // parts, writer.shards * index // parts
     _check_disk(store, writer)
-    make_folder(manifest.parent)
+    if manifest is not None:
+        make_folder(manifest.parent)
     make_folder(store)
     with _locked(store, _CREATION, 1, wait=True):
         writer.sweep([None])
@@ -54,7 +55,7 @@ def harvest(
             _write_shards(writer, writer.missing(first, last))
     whole = Store(store)
     with _locked(store, _CREATION, 1, wait=True):
-        if whole.finished.all():
+        if manifest is not None and whole.finished.all():
             write_json(manifest, manifest_of(whole))
 
 

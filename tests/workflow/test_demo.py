@@ -1,5 +1,6 @@
 """The demo's pipeline on tiny models: from documentation to a report, repeated, changed and killed."""
 
+import contextlib
 import json
 import os
 import re
@@ -54,7 +55,7 @@ def test_everything_up_to_the_report(finished: Path) -> None:
 
 
 def test_long_work_shows_rate_and_time_left(finished: Path) -> None:
-    for log in ("prepare-docs", "harvest-docs", "train-sae"):
+    for log in ("prepare-docs", "harvest-docs-1-of-1", "train-sae"):
         said = (finished / f"results/tiny/logs/{log}.log").read_text()
         assert re.search(r"100%\|█+\| [^\[]+\[\d\d:\d\d<\d\d:\d\d, .*(token|row)/s", said), said
 
@@ -82,6 +83,48 @@ def test_a_process_for_each_gpu(finished: Path, tmp_path: Path) -> None:
     assert json.loads((trained / "training.json").read_text())["processes"] == 2
     for one, two in zip(alone, (trained / "metrics.jsonl").read_text().splitlines(), strict=True):
         assert json.loads(two) == pytest.approx(json.loads(one), rel=1e-4)
+
+
+def test_a_harvest_in_parts(finished: Path, tmp_path: Path) -> None:
+    """Three jobs make the same bytes as one; one of them that is killed is rerun alone."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    harvest = tmp_path / "results/tiny/harvest/docs"
+    shutil.rmtree(harvest / "activations.zarr")
+    shutil.rmtree(harvest / "parts")
+    (harvest / "activations.manifest.json").unlink()
+    write_config(tmp_path, finished / "llama")
+    target, parts = f"results/tiny/{MANIFEST}", ["--set-scatter", "parts=3"]
+    running = subprocess.Popen(
+        snakemake(tmp_path, target, "--keep-going", *parts), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not (found := processes_with("harvest", "run", str(harvest.relative_to(tmp_path)), "2/3")):
+        assert running.poll() is None
+        time.sleep(0.01)
+    os.kill(found[0], signal.SIGKILL)
+    assert running.wait() == 1
+    assert sorted(path.name for path in (harvest / "parts").iterdir()) == ["1-of-3.done", "3-of-3.done"]
+    done = run(tmp_path, target, *parts)
+    assert done.returncode == 0, done.stderr[-3000:]
+    jobs = re.findall(r"^(harvest\w*) +(\d+)$", done.stderr, re.M)
+    assert sorted(jobs) == [("harvest", "1"), ("harvest_part", "1")]
+    assert store_bytes(harvest) == store_bytes(finished / "results/tiny/harvest/docs")
+    assert "Nothing to be done" in run(tmp_path, *parts).stderr
+
+
+def processes_with(*words: str) -> list[int]:
+    """Numbers of the processes whose command has all these words, or paths that begin with them."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if all(any(argument.startswith(word) for argument in command) for word in words):
+                found.append(int(folder.name))
+    return found
+
+
+def store_bytes(harvest: Path) -> dict[str, bytes]:
+    files = [*(harvest / "activations.zarr").rglob("*"), harvest / "activations.manifest.json"]
+    return {str(path.relative_to(harvest)): path.read_bytes() for path in files if path.is_file()}
 
 
 def test_another_model_with_no_other_edit(finished: Path) -> None:
