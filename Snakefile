@@ -289,7 +289,8 @@ rule measure:
     output:
         results / "analyze/{dictionary}/summary.json",
         results / "analyze/{dictionary}/latents.safetensors",
-        results / "analyze/{dictionary}/examples.json",
+        results / "analyze/{dictionary}/labels.safetensors",
+        directory(results / "analyze/{dictionary}/examples"),
     log:
         results / "logs/measure-{dictionary}.log",
     threads: workflow.cores

@@ -1,40 +1,37 @@
-"""One pass over a store: what every latent does, and how well the sites are reconstructed.
+"""What every latent does over a store, and how well the sites are reconstructed.
 
-Blocks of rows are measured by themselves (`measure_rows`, a pure function of paths and a range) and merged pairwise,
-so the work spreads over any Dask scheduler and memory holds latents × examples, whatever the rows.
+The store is encoded once (`analyze.encoded`). Blocks of codes are measured by themselves and merged pairwise, so that
+memory holds latents × examples, whatever the rows.
 """
 
 import itertools
-import json
 import pathlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import dask
 import numpy as np
 import torch
-from dask.callbacks import Callback
 from safetensors.numpy import save_file
-from torch import Tensor
 
-from analyze.examples import AFTER, BEFORE, examples
-from analyze.latents import LatentStatistics, Places, histogram_edges
+from analyze.cofiring import measure_cofiring
+from analyze.encoded import EncodedRows, encode_store
+from analyze.examples import write_examples
+from analyze.latents import LatentStatistics, histogram_edges, quantile_groups
 from analyze.variance import Reconstruction
 from harvest.errors import UserError
-from harvest.files import make_folder, write_json, write_text
+from harvest.files import make_folder, write_json
 from harvest.joined import Place, open_store
-from harvest.progress import progress
 from harvest.store import Store
 from train.config import training_rows
-from train.dictionary import Codes, Dictionary
+from train.dictionary import Dictionary
 from train.files import load
-from train.kernels import DensePattern
 
-BATCH_PLACES = 2**24
-"""Pre-activations in one product: 64 MiB of them."""
-BLOCK_PLACES = 2**22
-"""Active places in one block, which are held until the block is done: about 150 MiB with what sorting them takes."""
+QUANTILES, OF_EACH = 10, 5
+"""Groups of examples by activation, and how many there are in each."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +52,17 @@ def measure(dictionary_folder: pathlib.Path, place: Place, output: pathlib.Path)
     Writes into `output`:
     `summary.json`: `whole` and `held_out` (null where training saw every row), each with `rows`, `explained_variance`
     (and `explained_variance_by_site`), `l0` and `dead_share`; `density`: the number of live latents whose firing rate
-    lies between two `edges`; `latents`; `store`.
+    lies between two `edges`; `latents`; `store`; `labels`: each set's names; `packs`, and of images `images`.
     `latents.safetensors`: `firing` and `firing_held_out` `(F,)`, rows in which a latent is active; `mean_activation` in
     these, `max_activation`; `histogram` `(F, H)` of activations between `histogram_edges` `(H + 1,)`; `example_rows`
-    and `example_activations` `(F, 20)`, -1 and 0 where a latent fired less often; where several sites are written,
+    and `example_activations` `(F, 20)`, -1 and 0 where a latent fired less often; `sample_rows` and
+    `sample_activations` `(F, 10, 5)`, rows by chance from each tenth of its activations, the lowest first;
+    `cofiring_latents`, `cofiring_jaccard` and `cofiring_correlation` `(F, 8)`; where several sites are written,
     `decoder_norm_share` `(F, S)`, whose distribution over live latents the summary has too.
-    `examples.json`: what `analyze.examples.examples` gives.
+    `labels.safetensors`: of each set `<set>/rows` `(L,)`, rows of each label, `<set>/firing` `(F, L)`, those in which a
+    latent is active, and `<set>/sum`, its activations there.
+    `examples/` and `images/`: what `analyze.examples.write_examples` writes.
+    The codes lie in `output` for a time (8 bytes an active latent); a measurement that was killed goes on with them.
     Raises `UserError` for a store that is unfinished or not the dictionary's.
     """
     store = open_store(place)
@@ -71,83 +73,36 @@ def measure(dictionary_folder: pathlib.Path, place: Place, output: pathlib.Path)
     store.check_finished()
     make_folder(output)
     kept = training_rows(store.rows, facts["spec"]["holdout"])
-    block = block_rows(dictionary.latents, sum(method["l0"] for method in facts["spec"]["sparsity"].values()))
-    ranges = [(0, kept), (kept, store.rows)] if kept < store.rows else [(0, kept)]
-    with progress(store.rows, "measure") as bar, _Progress(bar):
-        # One block at a time: its products use every core already.
-        parts = dask.compute(
-            [folded(dictionary_folder, place, *rows, block) for rows in ranges], scheduler="threads", num_workers=1
-        )[0]
-    held_out = parts[1] if len(parts) > 1 else None
-    whole = parts[0].merge(held_out) if held_out else parts[0]
-    _write(whole, held_out, store, facts, decoder_norm_shares(dictionary, store, facts["writes"]), output)
-
-
-def block_rows(latents: int, l0: float) -> int:
-    """Rows in a block: a whole number of batches, with about `BLOCK_PLACES` active places."""
-    batch = batch_rows(latents)
-    return max(1, int(BLOCK_PLACES / l0) // batch) * batch
-
-
-def batch_rows(latents: int) -> int:
-    """A power of two, as chunks are."""
-    return 1 << max(0, (BATCH_PLACES // latents).bit_length() - 1)
-
-
-def folded(dictionary_folder: pathlib.Path, place: Place, start: int, stop: int, block: int) -> Any:
-    """A Dask task for the `Activity` of rows `start` to `stop`: blocks, merged in a tree that keeps their order."""
-    level = [
-        dask.delayed(measure_rows, pure=False)(dictionary_folder, place, first, min(first + block, stop))
-        for first in range(start, stop, block)
+    encoded = encode_store(dictionary_folder, place, sorted({0, kept, store.rows}), output / "encoded")
+    unit = scale(store, facts["writes"])
+    parts = [
+        dask.compute(folded(encoded, place, blocks, unit), scheduler="threads", num_workers=1)[0]
+        for _, blocks in itertools.groupby(range(len(encoded.ranges)), lambda number: encoded.ranges[number][0] >= kept)
     ]
+    held_out = parts[1] if len(parts) > 1 else None
+    whole = reduce(Activity.merge, parts)
+    _write(encoded, whole, held_out, store, facts, decoder_norm_shares(dictionary, store, facts["writes"]), output)
+    shutil.rmtree(encoded.folder)
+
+
+def folded(encoded: EncodedRows, place: Place, blocks: Iterator[int], unit: float) -> Any:
+    """A Dask task for the `Activity` of blocks that lie next to each other, merged in a tree that keeps their order."""
+    level = [dask.delayed(measure_block, pure=False)(encoded, place, number, unit) for number in blocks]
     merge = dask.delayed(Activity.merge, pure=False)
     while len(level) > 1:
         level = [merge(*pair) if len(pair := level[i : i + 2]) == 2 else pair[0] for i in range(0, len(level), 2)]
     return level[0]
 
 
-@torch.inference_mode()
-def measure_rows(dictionary_folder: pathlib.Path, place: Place, start: int, stop: int) -> Activity:
-    """The `Activity` of rows `start` to `stop`; a few rows around them are encoded too, for the examples' windows."""
-    store = open_store(place)
-    dictionary, cfg = load(dictionary_folder)
-    dictionary.to("cuda" if torch.cuda.is_available() else "cpu")
-    window = (BEFORE, AFTER) if store.has("rows/token") else (0, 0)
-    low, high = max(0, start - window[0]), min(store.rows, stop + window[1])
-    # The rows around have batches of their own, so that the others' products are the same however blocks are cut.
-    edges = sorted({low, *range(start, stop, batch_rows(dictionary.latents)), stop, high})
-    counts: list[np.ndarray] = []
-    latents: list[np.ndarray] = []
-    values: list[np.ndarray] = []
-    reconstruction: Reconstruction | None = None
-    for first, last in itertools.pairwise(edges):
-        x_BP = _read(store, cfg["metadata"]["reads"], first, last).to(dictionary.b_dec.device)
-        codes = dictionary.encode(x_BP)
-        for found, part in zip((counts, latents, values), active_places(codes), strict=True):
-            found.append(part.cpu().numpy())
-        if start <= first < stop:
-            y_BR = x_BP if dictionary.centered else _read(store, cfg["metadata"]["writes"], first, last).to(x_BP.device)
-            batch = Reconstruction.of(y_BR, dictionary.decode(codes, x_BP))
-            reconstruction = reconstruction.merge(batch) if reconstruction else batch
-    assert reconstruction is not None, (start, stop)
-    offsets_B1 = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
-    places = Places(low, offsets_B1, np.concatenate(latents), np.concatenate(values))
-    unit = scale(store, cfg["metadata"]["writes"])
-    return Activity(
-        LatentStatistics.of(places, start, stop, dictionary.latents, histogram_edges(unit), window), reconstruction
-    )
-
-
-def active_places(codes: Codes) -> tuple[Tensor, Tensor, Tensor]:
-    """How many latents are active in each row `(B,)`, which `(N,)`, and how much `(N,)`, row by row."""
-    pattern, active = codes.pattern, codes.values_N > 0
-    if isinstance(pattern, DensePattern):
-        return active.sum(1), active.nonzero()[:, 1], codes.values_N[active]
-    return (
-        torch.bincount(pattern.rows_N[active], minlength=pattern.rows),
-        pattern.latents_N[active],
-        codes.values_N[active],
-    )
+def measure_block(encoded: EncodedRows, place: Place, number: int, unit: float) -> Activity:
+    """The `Activity` of one block; activations are counted in bins of `unit`."""
+    store, (start, stop) = open_store(place), encoded.ranges[number]
+    labels = {
+        name: (np.asarray(store.array(f"rows/labels/{name}")[start:stop]), len(names))
+        for name, names in store.labels.items()
+    }
+    statistics = LatentStatistics.of(encoded.block(number), encoded.latents, histogram_edges(unit), labels)
+    return Activity(statistics, encoded.reconstruction(number))
 
 
 def scale(store: Store, sites: list[str]) -> float:
@@ -155,11 +110,8 @@ def scale(store: Store, sites: list[str]) -> float:
     return sum(float(store.statistics(site).variance.sum()) for site in sites) ** 0.5 or 1.0
 
 
-def _read(store: Store, sites: list[str], start: int, stop: int) -> Tensor:
-    return torch.cat([store.read(store.site(site), start, stop).float() for site in sites], 1)
-
-
 def _write(
+    encoded: EncodedRows,
     whole: Activity,
     held_out: Activity | None,
     store: Store,
@@ -169,6 +121,8 @@ def _write(
 ) -> None:
     latents = whole.latents
     firing_F = latents.firing_F
+    groups = quantile_groups(latents.sample_rows_FK, latents.sample_values_FK, QUANTILES, OF_EACH)
+    cofiring = measure_cofiring(encoded, firing_F, latents.sample_rows_FK)
     tensors = {
         "firing": firing_F,
         "firing_held_out": held_out.latents.firing_F if held_out else np.zeros_like(firing_F),
@@ -178,11 +132,22 @@ def _write(
         "histogram_edges": histogram_edges(scale(store, facts["writes"])),
         "example_rows": latents.example_rows_FE,
         "example_activations": latents.example_values_FE,
+        "sample_rows": groups[0],
+        "sample_activations": groups[1],
+        "cofiring_latents": cofiring.latents_FX,
+        "cofiring_jaccard": cofiring.jaccard_FX,
+        "cofiring_correlation": cofiring.correlation_FX,
     }
     if shares_FS is not None:
         tensors["decoder_norm_share"] = shares_FS
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, output / "latents.safetensors")
-    write_text(output / "examples.json", json.dumps(examples(store, latents), ensure_ascii=False) + "\n")
+    _save(tensors, output / "latents.safetensors")
+    by_label = {}
+    for name in store.labels:
+        by_label[f"{name}/rows"] = latents.label_rows[name]
+        by_label[f"{name}/firing"] = latents.label_firing[name]
+        by_label[f"{name}/sum"] = latents.label_sum[name].astype(np.float32)
+    _save(by_label, output / "labels.safetensors")
+    shown = write_examples(store, encoded, (latents.example_rows_FE, latents.example_values_FE), groups, output)
     summary = {
         "store": store.fingerprint,
         "latents": len(firing_F),
@@ -190,8 +155,14 @@ def _write(
         "held_out": figures(held_out, store, facts["writes"]) if held_out else None,
         "density": density(firing_F, store.rows),
         "decoder_norm_share": None if shares_FS is None else _shares_of_live(shares_FS[firing_F > 0], facts["writes"]),
+        "labels": store.labels,
+        **shown,
     }
     write_json(output / "summary.json", summary)
+
+
+def _save(tensors: dict[str, np.ndarray], file: pathlib.Path) -> None:
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, file)
 
 
 def figures(activity: Activity, store: Store, writes: list[str]) -> dict[str, Any]:
@@ -247,15 +218,3 @@ def _slices(store: Store, sites: list[str]) -> Iterator[tuple[str, slice]]:
     at = 0
     for site in sites:
         yield site, slice(at, at := at + store.widths[store.site(site)])
-
-
-class _Progress(Callback):  # type: ignore[misc]
-    """Moves a bar by the rows of every block that is done."""
-
-    def __init__(self, bar: Any) -> None:
-        self.bar = bar
-        super().__init__(posttask=self._after)
-
-    def _after(self, key: str, result: Any, *_: Any) -> None:
-        if str(key).startswith("measure_rows"):
-            self.bar.update(result.reconstruction.rows)

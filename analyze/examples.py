@@ -1,183 +1,108 @@
-"""Top examples in their surroundings: of text, the tokens around each, with the latent's activation on every one; of
-images, the image."""
+"""The rows that show what each latent is about, in packs: its strongest, and some of every quantile."""
 
-import base64
-import codecs
-import io
+import gzip
+import json
+import pathlib
+import shutil
+from itertools import count, pairwise
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from analyze.latents import LatentStatistics
-from harvest.corpora.image_corpus import ImageCorpus
-from harvest.corpora.images import decode
-from harvest.errors import UserError
+from analyze.encoded import EncodedRows
+from analyze.image_examples import ImageExamples
+from analyze.text_examples import TextExamples
+from analyze.windows import column_at, digits
+from harvest.files import make_folder
 from harvest.store import Store
 
-BEFORE, AFTER = 12, 8
-"""Tokens of the same document shown before and after an example."""
-SHOWN = 256
-"""Latents with examples: an even choice from the live ones in the order of their firing rate."""
-
-THUMBNAIL = 64
-"""The longer side of an example's image, in pixels."""
+PACK = 256
+"""Latents in a pack."""
+ENTRIES_AT_ONCE = 2**25
+"""Tokens, or patches, that are looked up together."""
 
 
-def examples(store: Store, latents: LatentStatistics) -> dict[str, Any]:
-    """`{"latents": [{"latent", "examples": [...]}]}`, the most frequent latent first, its most active example first.
+def write_examples(
+    store: Store,
+    encoded: EncodedRows,
+    tops: tuple[np.ndarray, np.ndarray],
+    groups: tuple[np.ndarray, np.ndarray],
+    output: pathlib.Path,
+) -> dict[str, Any]:
+    """Write `examples/<pack>.json.gz` for all latents that have any, `PACK` to a pack, and thumbnails of images.
 
-    An example has its `row` and `activation`, its `labels` (label set -> name), and, where rows are tokens, `tokens`: a
-    list of `[text, activation]`, and `peak`, the place of the example's own token in it. Activations in these lists
-    have four digits. Tokens that share a character are one entry, with the larger activation.
-    Where rows are of images it has `image`, its number, and of a patch `patch`, its place `[down, across]`. Beside
-    `latents` there are then `images` (number -> `name` and `thumbnail`, a data URI; empty if the corpus is not beside
-    the store), `grid` (patches down and across; null where rows are whole images) and `pixels`, the model's height and
-    width.
+    `tops`: rows and activations `(F, E)`, -1 for none; `groups`: those `(F, G, X)` of each quantile group. A pack is
+    `{"texts": [...], "latents": {number: {"top": [...], "quantiles": [[...], ...]}}}`. An example has its `row`,
+    `activation` (four digits) and `labels` (label set -> name), and what `TextExamples` or `ImageExamples` says of it,
+    whose `tokens` are places in `texts`. Returns what the summary says of them all.
     """
-    chosen_L = choose(latents.firing_F, SHOWN)
-    rows_LE = latents.example_rows_FE[chosen_L]
-    labels = _labels(store, rows_LE[rows_LE >= 0])
-    around = _surroundings(store, rows_LE[rows_LE >= 0])
-    found = []
-    for latent in chosen_L.tolist():
-        of_latent = []
-        for row, activation, window_W in zip(
-            latents.example_rows_FE[latent].tolist(),
-            latents.example_values_FE[latent].tolist(),
-            latents.windows_FEW[latent],
-            strict=True,
-        ):
-            if row >= 0:
-                example = {"row": row, "activation": activation, "labels": labels.get(row, {})}
-                of_latent.append(example | (around.around(row, window_W) if around else {}))
-        found.append({"latent": latent, "examples": of_latent})
-    return {"latents": found, **(around.shared() if around else {})}
+    folder = output / "examples"
+    shutil.rmtree(folder, ignore_errors=True)
+    make_folder(folder)
+    latents, top, (many, each) = len(tops[0]), tops[0].shape[1], groups[0].shape[1:]
+    rows_FM = np.concatenate([tops[0], groups[0].reshape(latents, -1)], 1)
+    values_FM = digits(np.concatenate([tops[1], groups[1].reshape(latents, -1)], 1), 4)
+    around = _surroundings(store)
+    at_once = max(1, ENTRIES_AT_ONCE // (PACK * rows_FM.shape[1] * (around.width if around else 1))) * PACK
+    for begin in range(0, latents, at_once):
+        here = slice(begin, begin + at_once)
+        described, numbers = _Described(store, encoded, around, begin, rows_FM[here], values_FM[here]), count()
+        for pack in range(begin // PACK, -(-min(begin + at_once, latents) // PACK)):
+            texts: dict[str, int] = {}
+            found = {}
+            for latent in range(pack * PACK, min((pack + 1) * PACK, latents)):
+                examples = [described.example(next(numbers), texts) for row in rows_FM[latent].tolist() if row >= 0]
+                counts = (rows_FM[latent, top:].reshape(many, each) >= 0).sum(1).tolist()
+                edges = np.cumsum([len(examples) - sum(counts), *counts]).tolist()
+                if examples:
+                    parts = [examples[a:b] for a, b in pairwise([0, *edges])]
+                    found[str(latent)] = {"top": parts[0], "quantiles": parts[1:]}
+            _write_pack(folder / f"{pack}.json.gz", {"texts": list(texts), "latents": found})
+    facts: dict[str, Any] = {"packs": -(-latents // PACK)}
+    if isinstance(around, ImageExamples):
+        strongest_first = rows_FM.T[rows_FM.T >= 0]
+        facts["images"] = around.write_thumbnails(strongest_first, output)
+    return facts
 
 
-def choose(firing_F: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` live latents, evenly spaced in the order of firing rate, the most frequent first."""
-    order_F = np.lexsort((np.arange(len(firing_F)), -firing_F))
-    live = order_F[: int((firing_F > 0).sum())]
-    return live[np.linspace(0, len(live) - 1, min(count, len(live))).round().astype(np.int64)]
+def read_pack(file: pathlib.Path) -> Any:
+    return json.loads(gzip.decompress(file.read_bytes()))
 
 
-def _labels(store: Store, rows: np.ndarray) -> dict[int, dict[str, str]]:
-    unique = np.unique(rows)
-    found: dict[int, dict[str, str]] = {row: {} for row in unique.tolist()}
-    for name, names in store.labels.items():
-        for row, label in zip(unique.tolist(), _at(store, f"rows/labels/{name}", unique).tolist(), strict=True):
-            if label >= 0:
-                found[row][name] = names[label]
-    return found
+def _write_pack(file: pathlib.Path, contents: Any) -> None:
+    text = json.dumps(contents, ensure_ascii=False, separators=(",", ":"))
+    # No time in the file, so that the same measurement gives the same bytes.
+    file.write_bytes(gzip.compress(text.encode(errors="surrogatepass"), 6, mtime=0))
 
 
-def _surroundings(store: Store, rows: np.ndarray) -> "_Text | _Images | None":
+def _surroundings(store: Store) -> TextExamples | ImageExamples | None:
     if store.has("rows/token"):
-        return _Text(store, rows)
+        return TextExamples(store)
     of_images = store.has("rows/document") and "images" in store.array("rows/document").attrs
-    return _Images(store, rows) if of_images else None
+    return ImageExamples(store) if of_images else None
 
 
-class _Text:
-    """The tokens around some rows. Every chunk that holds one is read once."""
+class _Described:
+    """The examples of some latents, numbered latent by latent."""
 
-    def __init__(self, store: Store, rows: np.ndarray) -> None:
-        around = rows[:, None] + np.arange(-BEFORE, AFTER + 1)
-        self.rows = np.unique(around[(around >= 0) & (around < store.rows)])
-        self.documents = _at(store, "rows/document", self.rows)
-        self.tokens = _at(store, "rows/token", self.rows)
-        self.bytes: bytes = np.asarray(store.array("vocabulary/bytes")[:]).tobytes()
-        self.offsets: list[int] = np.asarray(store.array("vocabulary/offsets")[:]).tolist()
+    def __init__(
+        self,
+        store: Store,
+        encoded: EncodedRows,
+        around: TextExamples | ImageExamples | None,
+        begin: int,
+        rows_LM: Any,
+        values_LM: Any,
+    ) -> None:
+        latent_N, place_N = np.nonzero(rows_LM >= 0)
+        row_N = rows_LM[latent_N, place_N]
+        self.around, self.names = around, store.labels
+        self.rows, self.values = row_N.tolist(), values_LM[latent_N, place_N].tolist()
+        self.labels = {name: column_at(store, f"rows/labels/{name}", row_N).tolist() for name in self.names}
+        if around is not None:
+            around.look(row_N, latent_N + begin, encoded)
 
-    def around(self, row: int, window_W: np.ndarray) -> dict[str, Any]:
-        here = int(np.searchsorted(self.rows, row))
-        window = slice(max(0, here - BEFORE), here + AFTER + 1)
-        steps = self.rows[window] - row
-        kept = (self.documents[window] == self.documents[here]) & (steps >= -BEFORE) & (steps <= AFTER)
-        steps = steps[kept]
-        pieces = [
-            self.bytes[self.offsets[token] : self.offsets[token + 1]] for token in self.tokens[window][kept].tolist()
-        ]
-        texts, which = join_tokens(pieces)
-        activations = np.zeros(len(texts), np.float32)
-        np.maximum.at(activations, which, window_W[steps + BEFORE])
-        return {
-            "tokens": [[text, float(f"{value:.4g}")] for text, value in zip(texts, activations.tolist(), strict=True)],
-            "peak": which[int(np.flatnonzero(steps == 0)[0])],
-        }
-
-    def shared(self) -> dict[str, Any]:
-        return {}
-
-
-class _Images:
-    """The images that some rows are of, from the corpus beside the store."""
-
-    def __init__(self, store: Store, rows: np.ndarray) -> None:
-        self.rows = np.unique(rows)
-        self.images = _at(store, "rows/document", self.rows)
-        self.patches = _at(store, "rows/position", self.rows) if store.has("rows/position") else None
-        self.grid: Any = store.array("rows/position").attrs["grid"] if store.has("rows/position") else None
-        self.facts: dict[str, Any] = store.array("rows/document").attrs.asdict()
-        self.corpus = store.path.with_name("corpus.zarr")
-
-    def around(self, row: int, _: np.ndarray) -> dict[str, Any]:
-        here = int(np.searchsorted(self.rows, row))
-        found: dict[str, Any] = {"image": int(self.images[here])}
-        if self.patches is not None:
-            found["patch"] = list(divmod(int(self.patches[here]), self.grid[1]))
-        return found
-
-    def shared(self) -> dict[str, Any]:
-        return {"images": self._thumbnails(), "grid": self.grid, "pixels": self.facts["pixels"]}
-
-    def _thumbnails(self) -> dict[str, Any]:
-        if not self.corpus.exists():
-            return {}
-        corpus = ImageCorpus(self.corpus)
-        if corpus.fingerprint != self.facts["images"]:
-            raise UserError(f"corpus {self.corpus}: is not the one that the store beside it was harvested from")
-        height, width = self.facts["pixels"]
-        found = {}
-        for number in np.unique(self.images).tolist():
-            (encoded,) = corpus.encoded(number, number + 1)
-            shown = thumbnail(decode(encoded), height, width, self.facts["squeezed"])
-            found[str(number)] = {"name": corpus.name(number), "thumbnail": shown}
-        return found
-
-
-def thumbnail(image: Image.Image, height: int, width: int, squeezed: bool) -> str:
-    """An image in the proportions of the model's input, squeezed into these or cut to them, as a data URI."""
-    scale = THUMBNAIL / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    file = io.BytesIO()
-    (image.resize(size) if squeezed else ImageOps.fit(image, size)).save(file, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def join_tokens(pieces: list[bytes]) -> tuple[list[str], list[int]]:
-    """Texts of tokens, and which of these each token went to: tokens are joined while they end inside a character.
-
-    Bytes that are no UTF-8, such as a character cut off by the window, become U+FFFD.
-    """
-    texts: list[str] = []
-    which: list[int] = []
-    pending = b""
-    for piece in pieces:
-        which.append(len(texts))
-        pending += piece
-        if not _ends_inside_character(pending):
-            texts.append(pending.decode(errors="replace"))
-            pending = b""
-    return texts + ([pending.decode(errors="replace")] if pending else []), which
-
-
-def _ends_inside_character(text: bytes) -> bool:
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    decoder.decode(text)
-    return decoder.getstate()[0] != b""
-
-
-def _at(store: Store, path: str, rows: np.ndarray) -> np.ndarray:
-    return np.asarray(store.array(path).oindex[rows])
+    def example(self, number: int, texts: dict[str, int]) -> dict[str, Any]:
+        labels = {name: self.names[name][of[number]] for name, of in self.labels.items() if of[number] >= 0}
+        found = {"row": self.rows[number], "activation": self.values[number], "labels": labels}
+        return found | (self.around.describe(number, texts) if self.around is not None else {})

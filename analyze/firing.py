@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from analyze.activity import active_places, batch_rows
+from analyze.encoded import active_places, batch_rows
 from harvest.store import Store
 from train.dictionary import Dictionary
 from train.files import load

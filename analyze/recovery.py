@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from scipy.optimize import linear_sum_assignment
 from tqdm.dask import TqdmCallback
 
-from analyze.activity import batch_rows
+from analyze.encoded import batch_rows
 from analyze.firing import Firing, active_latents, firing_of_rows, parents_of
 from analyze.theory.problem import dead, polysemantic
 from harvest.errors import UserError

@@ -11,6 +11,7 @@ from plotly.offline import get_plotlyjs
 from safetensors.numpy import load_file
 
 from analyze.report import bench_figures, definitions, figures
+from analyze.report.examples import shown_examples
 from analyze.report.formats import FILTERS, LEVELS
 from analyze.report.paper import ANCHORS, VARIED, compare, papers_name
 from analyze.report.recovery import groups_of, matches, pairs_of, read_recovery, read_table
@@ -126,9 +127,9 @@ def _dictionary(
     that are matched to a feature.
     """
     summary = read_json(measured / "summary.json", "measurement")
-    found = read_json(measured / "examples.json", "measurement")
     try:
         tensors = load_file(measured / "latents.safetensors")
+        found = shown_examples(measured, summary, tensors["firing"])
         lines, events = (
             [json.loads(line) for line in (trained / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
             for name in ("metrics", "resampling")
@@ -166,7 +167,7 @@ def _dictionary(
         "curves": lines,
         "events": events,
         "recovery": recovery,
-        **{key: found.get(key) for key in ("images", "grid", "pixels")},
+        **{key: found[key] for key in ("images", "grid", "pixels")},
         "latents": sorted(latents, key=lambda latent: (-latent["rows"], latent["latent"])),
     }
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from analyze import activity
-from analyze.activity import active_places, block_rows, density, folded, measure
+from analyze import encoded
+from analyze.activity import density, measure
+from analyze.encoded import active_places, batch_rows, block_rows
+from analyze.examples import read_pack
 from analyze.report.figures import of_dictionary
 from harvest.errors import UserError
 from harvest.store import Store
@@ -50,8 +52,8 @@ def test_equals_a_dense_computation(
     store: Store, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, reads: list[str], writes: list[str]
 ) -> None:
     # Small batches and blocks, so that this store has many of both.
-    monkeypatch.setattr(activity, "BATCH_PLACES", 30 * 16)
-    monkeypatch.setattr(activity, "BLOCK_PLACES", 4 * 50)
+    monkeypatch.setattr(encoded, "BATCH_PLACES", 30 * 16)
+    monkeypatch.setattr(encoded, "BLOCK_PLACES", 4 * 50)
     dictionary = make_dictionary(tmp_path / "dictionary", store, reads, writes)
     measure(tmp_path / "dictionary", store.path, tmp_path / "measured")
     summary = json.loads((tmp_path / "measured" / "summary.json").read_text())
@@ -86,6 +88,19 @@ def test_equals_a_dense_computation(
         )
 
 
+def test_label_sums_are_those_of_the_rows(store: Store, tmp_path: pathlib.Path) -> None:
+    dictionary = make_dictionary(tmp_path, store, ["in"], ["in"])
+    measure(tmp_path, store.path, tmp_path)
+    found, label_B = load_file(tmp_path / "labels.safetensors"), store.array("rows/labels/language")[:]
+    dense = dictionary.encode(read(store, ["in"])).dense().detach().numpy()
+    for label, name in enumerate(json.loads((tmp_path / "summary.json").read_text())["labels"]["language"]):
+        assert store.labels["language"][label] == name
+        of_label = dense[label_B == label]
+        assert found["language/rows"][label] == len(of_label)
+        np.testing.assert_array_equal(found["language/firing"][:, label], (of_label > 0).sum(0))
+        np.testing.assert_allclose(found["language/sum"][:, label], of_label.sum(0), rtol=1e-5)
+
+
 def test_dead_latents_are_counted_and_have_no_examples(store: Store, tmp_path: pathlib.Path) -> None:
     make_dictionary(tmp_path, store, ["in"], ["in"], dead=30)
     measure(tmp_path, store.path, tmp_path)
@@ -94,23 +109,23 @@ def test_dead_latents_are_counted_and_have_no_examples(store: Store, tmp_path: p
     assert summary["whole"]["l0"] == 0
     assert sum(summary["density"]["counts"]) == 0
     assert (load_file(tmp_path / "latents.safetensors")["example_rows"] == -1).all()
-    assert json.loads((tmp_path / "examples.json").read_text()) == {"latents": []}
+    assert read_pack(tmp_path / "examples/0.json.gz") == {"texts": [], "latents": {}}
 
 
-@pytest.mark.parametrize("block", [9, 37, 64, 10_000])
-def test_blocks_of_any_size_give_the_same(store: Store, tmp_path: pathlib.Path, block: int) -> None:
+@pytest.mark.parametrize("places", [4, 4 * 37, 10**6])
+def test_blocks_of_any_size_give_the_same(
+    store: Store, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, places: int
+) -> None:
     make_dictionary(tmp_path, store, ["in"], ["out"])
-    rows = min(store.rows, 200)  # from somewhere to somewhere, off the chunks
-    one = folded(tmp_path, store.path, 11, rows, 5_000).compute(scheduler="sync")
-    other = folded(tmp_path, store.path, 11, rows, block).compute(scheduler="threads", num_workers=2)
-    for name in ("histogram_FH", "example_rows_FE"):
-        np.testing.assert_array_equal(getattr(one.latents, name), getattr(other.latents, name), err_msg=name)
-    for name in ("sum_F", "example_values_FE", "windows_FEW"):
-        np.testing.assert_allclose(
-            getattr(one.latents, name), getattr(other.latents, name), rtol=1e-5, atol=1e-6, err_msg=name
-        )
-    assert other.reconstruction.rows == rows - 11
-    assert other.reconstruction.explained_variance() == pytest.approx(one.reconstruction.explained_variance())
+    monkeypatch.setattr(encoded, "BATCH_PLACES", 30 * 4)  # the same products, however blocks are cut
+    for name, of_block in (("one", 4 * 50), ("other", places)):
+        monkeypatch.setattr(encoded, "BLOCK_PLACES", of_block)
+        measure(tmp_path, store.path, tmp_path / name)
+    one, other = (load_file(tmp_path / name / "latents.safetensors") for name in ("one", "other"))
+    for tensor in one:
+        np.testing.assert_allclose(one[tensor], other[tensor], rtol=1e-12, err_msg=tensor)
+    for file in ("labels.safetensors", "examples/0.json.gz"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "other" / file).read_bytes()
 
 
 def test_every_live_latent_is_in_the_density_once(store: Store, tmp_path: pathlib.Path) -> None:
@@ -141,8 +156,10 @@ def test_the_same_measurement_gives_the_same_bytes(store: Store, tmp_path: pathl
     make_dictionary(tmp_path / "dictionary", store, ["in"], ["in"])
     for name in ("one", "other"):
         measure(tmp_path / "dictionary", store.path, tmp_path / name)
-    for file in (tmp_path / "one").iterdir():
-        assert file.read_bytes() == (tmp_path / "other" / file.name).read_bytes(), file.name
+    files = [file.relative_to(tmp_path / "one") for file in (tmp_path / "one").rglob("*") if file.is_file()]
+    assert len(files) == 4
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "other" / file).read_bytes(), file
 
 
 def test_another_store_is_refused(store: Store, tmp_path: pathlib.Path) -> None:
@@ -163,9 +180,9 @@ def test_places_of_a_dense_pattern() -> None:
 
 
 def test_blocks_are_whole_batches_and_shrink_with_l0() -> None:
-    assert block_rows(16_384, 32) % activity.batch_rows(16_384) == 0
-    assert block_rows(16_384, 32) * 32 <= activity.BLOCK_PLACES
-    assert block_rows(16_384, 4_000) == activity.batch_rows(16_384)
+    assert block_rows(16_384, 32) % batch_rows(16_384) == 0
+    assert block_rows(16_384, 32) * 32 <= encoded.BLOCK_PLACES
+    assert block_rows(16_384, 4_000) == batch_rows(16_384)
 
 
 def shares_of(store: Store, folder: pathlib.Path, decoder: torch.Tensor) -> tuple[np.ndarray, dict[str, Any]]:

@@ -4,9 +4,12 @@ import pathlib
 import shutil
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from analyze.activity import measure
+from analyze.examples import read_pack
 from analyze.report.build import build
 from analyze.report.formats import LEVELS, fact, flat, level, number, share, visible
 from harvest.errors import UserError
@@ -131,9 +134,10 @@ def test_a_dictionary_page_has_its_figures_and_all_its_latents(results: pathlib.
         for key in ("rows", "explained_variance", "l0", "dead_share"):
             assert summary[part][key] in [float(value) for value in page.values], (part, key)
     shown = [int(found["data-number"] or -1) for tag, found in page.tags if tag == "article"]
-    found = read(results, "analyze/transcoder/examples.json")["latents"]
-    assert shown == [entry["latent"] for entry in found]
-    wanted = ["".join(visible(t) for t, _ in e["tokens"]) for entry in found for e in entry["examples"]]
+    pack = read_pack(results / "analyze/transcoder/examples/0.json.gz")
+    assert set(shown) == set(map(int, pack["latents"]))
+    examples = [example for latent in shown for example in pack["latents"][str(latent)]["top"]]
+    wanted = ["".join(visible(pack["texts"][place]) for place in example["tokens"]) for example in examples]
     assert [context.strip() for context in page.contexts] == [context.strip() for context in wanted]
 
 
@@ -196,7 +200,8 @@ def test_a_missing_measurement_is_named(results: pathlib.Path, tmp_path: pathlib
 
 def test_a_dictionary_without_a_live_latent_has_a_page(results: pathlib.Path, tmp_path: pathlib.Path) -> None:
     shutil.copytree(results / "analyze" / "sae", tmp_path / "sae")
-    (tmp_path / "sae" / "examples.json").write_text('{"latents": []}')
+    tensors = load_file(tmp_path / "sae" / "latents.safetensors")
+    save_file(tensors | {"firing": np.zeros_like(tensors["firing"])}, tmp_path / "sae" / "latents.safetensors")
     build("dead", [("sae", tmp_path / "sae", results / "train" / "sae")], [], tmp_path / "report")
     assert "0 of 8 latents" in Page(tmp_path / "report" / "dictionaries" / "sae.html").text
 

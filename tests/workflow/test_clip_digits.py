@@ -1,5 +1,6 @@
 """The pipeline of images, configs/clip-digits.yaml in small: from digits to a report that shows them."""
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
+from analyze.examples import read_pack
 from harvest.store import Store
 from tests.workflow.conftest import REPOSITORY, run
 
@@ -45,15 +47,23 @@ def test_stores_of_images_and_of_patches(finished: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_report_shows_the_images(finished: Path, name: str) -> None:
     page = (finished / f"report/dictionaries/{name}.html").read_text()
-    found = json.loads((finished / f"analyze/{name}/examples.json").read_text())
-    shown = [example for latent in found["latents"] for example in latent["examples"]]
+    measured = finished / f"analyze/{name}"
+    shown = [
+        example
+        for file in measured.glob("examples/*")
+        for each in read_pack(file)["latents"].values()
+        for example in each["top"]
+    ]
     assert shown
     drawn = re.findall(r'<span class="picture image-(\d+)"', page)
     assert sorted(map(int, drawn)) == sorted(example["image"] for example in shown)
     kept = dict(
         re.findall(r'^\.image-(\d+) \{ background-image: url\("(data:image/jpeg;base64,[\w+/=]+)"\); \}$', page, re.M)
     )
-    assert kept == {number: image["thumbnail"] for number, image in found["images"].items()}
+    files = {str(example["image"]): measured / f"images/{example['image']}.jpg" for example in shown}
+    assert {number: base64.b64decode(data.partition(",")[2]) for number, data in kept.items()} == {
+        number: file.read_bytes() for number, file in files.items()
+    }
     frames = re.findall(r'<i style="top: ([\d.]+)%; left: ([\d.]+)%; height: 25.0%; width: 25.0%">', page)
     wanted = sorted((25 * down, 25 * across) for example in shown for down, across in [example.get("patch", [0, 0])])
     assert sorted((float(top), float(left)) for top, left in frames) == (wanted if name.startswith("patch") else [])
