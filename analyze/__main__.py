@@ -49,7 +49,9 @@ def geometry(
     output: Output,
     model: Annotated[
         str | None,
-        typer.Option(help="The text model that the last site written is of: YAML or JSON text or a file, id or directory."),
+        typer.Option(
+            help="The text model that the last site written is of: YAML or JSON text or a file, id or directory."
+        ),
     ] = None,
 ) -> None:
     """What each latent's direction is near: other latents, tokens (the logit lens), labels' means."""
@@ -57,6 +59,16 @@ def geometry(
     from analyze.geometry import measure_geometry
 
     measure_geometry(dictionary, store, chosen, output)
+
+
+@app.command()
+def stability(
+    names: Names, results: Results, output: Annotated[pathlib.Path, typer.Option(help="stability.json")]
+) -> None:
+    """Match the latents of dictionaries that write the same sites: of two seeds, one to one."""
+    from analyze.stability import measure_stability
+
+    measure_stability(names, results, output)
 
 
 @app.command()

@@ -102,9 +102,7 @@ def _encoder_cosine(dictionary: Dictionary, directions_FR: Tensor, weight_R: Ten
     return (normalize(dictionary.W_enc / weight_R) * directions_FR).sum(1)
 
 
-def _nearest_labels(
-    store: Store, writes: Sequence[str], directions_FR: Tensor, weight_R: Tensor
-) -> dict[str, Tensor]:
+def _nearest_labels(store: Store, writes: Sequence[str], directions_FR: Tensor, weight_R: Tensor) -> dict[str, Tensor]:
     found = {}
     sums = label_sums(store, writes, list(store.labels), store.rows) if store.labels else {}
     for name, (sums_GR, rows_G) in sums.items():
