@@ -22,7 +22,7 @@ def decoder_directions(dictionary: Dictionary, widths: Sequence[int]) -> tuple[T
     with a root mean squared decoder row of 1: else the site whose activations are largest would decide every angle.
     """
     W_dec_FR = dictionary.W_dec.detach()
-    parts = W_dec_FR.split(list(widths), 1)
+    parts = torch.split(W_dec_FR, list(widths), 1)
     norms = [part.square().sum(1).mean().sqrt().clamp_min(1e-12) if len(parts) > 1 else 1.0 for part in parts]
     weight_R = torch.cat([torch.ones(part.shape[1]) / norm for part, norm in zip(parts, norms, strict=True)])
     return normalize(W_dec_FR * weight_R), weight_R

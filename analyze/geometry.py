@@ -103,7 +103,7 @@ def _encoder_cosine(dictionary: Dictionary, directions_FR: Tensor, weight_R: Ten
 
 
 def _nearest_labels(store: Store, writes: Sequence[str], directions_FR: Tensor, weight_R: Tensor) -> dict[str, Tensor]:
-    found = {}
+    found: dict[str, Tensor] = {}
     sums = label_sums(store, writes, list(store.labels), store.rows) if store.labels else {}
     for name, (sums_GR, rows_G) in sums.items():
         # A label that no row or every row has stands for no direction.
@@ -141,5 +141,5 @@ def lens(model: ModelSpec, W_dec_FD: Tensor, site: str) -> tuple[dict[str, Tenso
     for name, parts in (("top", tops), ("bottom", bottoms)):
         tensors[f"{name}_logits"] = torch.cat([part.values for part in parts]).cpu()
         tensors[f"{name}_tokens"] = ids_V[torch.cat([part.indices for part in parts]).cpu()]
-    shown = {*tensors["top_tokens"].unique().tolist(), *tensors["bottom_tokens"].unique().tolist()}
+    shown = set(torch.cat([tensors["top_tokens"], tensors["bottom_tokens"]]).flatten().tolist())
     return tensors, {str(number): texts[number].decode(errors="replace") for number in sorted(shown)}

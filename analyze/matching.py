@@ -34,7 +34,7 @@ def match(directions_MR: Tensor, others_NR: Tensor) -> tuple[np.ndarray, np.ndar
 
 
 def _match(values_MC: np.ndarray, which_MC: np.ndarray, others: int) -> np.ndarray:
-    """The best match, `(M,)`; `others + i` where direction i stays unmatched, which it must not if all are candidates."""
+    """The best match, `(M,)`; `others + i` where direction i stays unmatched, which none may if all are candidates."""
     directions, candidates = values_MC.shape
     if candidates < others:
         values_MC = np.column_stack([values_MC, values_MC[:, -1]])
@@ -43,6 +43,7 @@ def _match(values_MC: np.ndarray, which_MC: np.ndarray, others: int) -> np.ndarr
     costs_MC = 1 + values_MC.max() - values_MC
     offsets = np.arange(directions + 1) * values_MC.shape[1]
     shape = (directions, others + directions)
+    other_M: np.ndarray
     _, other_M = min_weight_full_bipartite_matching(
         sparse.csr_array((costs_MC.ravel(), which_MC.ravel(), offsets), shape)
     )

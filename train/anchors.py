@@ -188,7 +188,7 @@ def _group_sums(
     for start, stop in itertools.pairwise([*range(*block, batch), block[1]]):
         x_BD = _read(store, sites, start, stop).double()
         x_BD = torch.cat([x_BD, torch.ones(len(x_BD), 1, dtype=torch.float64)], 1)
-        for path, of_set_GD in zip(labels, sums_GD.split(list(groups)), strict=True):
+        for path, of_set_GD in zip(labels, torch.split(sums_GD, list(groups)), strict=True):
             group_B = torch.from_numpy(np.asarray(store.array(path)[start:stop])).long() % len(of_set_GD)  # -1 is last
             of_set_GD.index_add_(0, group_B, x_BD)
     return sums_GD.numpy()

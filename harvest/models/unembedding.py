@@ -116,12 +116,15 @@ def _final_norm(model: Any, head: str, seen: Mapping[str, Tensor]) -> torch.nn.M
     if torch.equal(seen["left"], seen["given"]):
         return None
     for path, module in model.named_modules():
-        before, after = seen.get(f"{path}:in"), seen.get(f"{path}:out")
-        if before is not None and after is not None and path != head:
-            if torch.equal(before, seen["left"]) and torch.equal(after, seen["given"]):
-                assert isinstance(module, torch.nn.Module)
-                return module
+        around = (seen.get(f"{path}:in"), seen.get(f"{path}:out"))
+        if path != head and all(map(_same, around, (seen["left"], seen["given"]))):
+            assert isinstance(module, torch.nn.Module)
+            return module
     raise NoLens("between the model's last layer and its output embedding there is more than a norm")
+
+
+def _same(found: Tensor | None, wanted: Tensor) -> bool:
+    return found is not None and torch.equal(found, wanted)
 
 
 def _is_added(seen: Mapping[str, Tensor], factor: float, eps: float) -> bool:

@@ -191,9 +191,9 @@ def test_mistakes(tmp_path: pathlib.Path) -> None:
         measure_geometry(tmp_path / "dictionary", store.path, other, tmp_path / "out")
     bench = make_store(tmp_path / "bench", None)
     make_dictionary(tmp_path / "of-bench", bench, [POST], [POST])
-    with pytest.raises(UserError, match="are from no model$"):
+    with pytest.raises(UserError, match=r"are from no model$"):
         measure_geometry(tmp_path / "of-bench", bench.path, spec, tmp_path / "out")
-    with pytest.raises(UserError, match="was trained on another one$"):
+    with pytest.raises(UserError, match=r"was trained on another one$"):
         measure_geometry(tmp_path / "dictionary", bench.path, None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     arguments = ["geometry", str(tmp_path / "none"), "--store", str(store.path), "--output", str(tmp_path / "out")]

@@ -138,10 +138,10 @@ def test_mistakes(tmp_path: pathlib.Path) -> None:
     make(tmp_path, "a")
     make(tmp_path, "b", seed=1)
     assert run(tmp_path, "a") == {"pairs": [], "partners": []}
-    with pytest.raises(UserError, match="^names: a, a: each dictionary may be given once$"):
+    with pytest.raises(UserError, match=r"^names: a, a: each dictionary may be given once$"):
         run(tmp_path, "a", "a")
-    with pytest.raises(UserError, match="^dictionary c: .*cfg.json: cannot be read"):
+    with pytest.raises(UserError, match=r"^dictionary c: .*cfg.json: cannot be read"):
         run(tmp_path, "a", "c")
     (tmp_path / "analyze/b/latents.safetensors").unlink()
-    with pytest.raises(UserError, match="^measurements .*b: latents.safetensors cannot be read .*; run `python -m"):
+    with pytest.raises(UserError, match=r"^measurements .*b: latents.safetensors cannot be read .*; run `python -m"):
         run(tmp_path, "a", "b")
