@@ -29,16 +29,22 @@ def any_of(names):
     return "|".join(names) or "(?!)"
 
 
-def model_directory(wildcards):
-    """The directory a model is made in, where it is made here."""
-    model = experiment.model_of(wildcards.harvest)
+def directory_of(harvest):
+    """The directory a harvest's model is made in, where it is made here."""
+    model = experiment.model_of(harvest)
     return f"resources/models/{model}" if experiment.models[model].wheel else []
 
 
+def text_of(harvest):
+    return experiment.model_text(experiment.model_of(harvest), directory_of(harvest))
+
+
+def model_directory(wildcards):
+    return directory_of(wildcards.harvest)
+
+
 def model_text(wildcards):
-    return experiment.model_text(
-        experiment.model_of(wildcards.harvest), model_directory(wildcards)
-    )
+    return text_of(wildcards.harvest)
 
 
 rule all:
@@ -303,6 +309,56 @@ rule measure:
         " 2>&1 | tee {log}"
 
 
+def lens_directory(wildcards):
+    harvest = experiment.lens_harvest(wildcards.dictionary)
+    return directory_of(harvest) if harvest else []
+
+
+def lens_model(wildcards):
+    """The option that says which model's tokens are read at the site written last, where it is one of text."""
+    harvest = experiment.lens_harvest(wildcards.dictionary)
+    return ["--model", text_of(harvest)] if harvest else []
+
+
+rule geometry:
+    input:
+        rules.train.output,
+        manifests_of,
+        lens_directory,
+    output:
+        results / "analyze/{dictionary}/geometry.json",
+        results / "analyze/{dictionary}/geometry.safetensors",
+    log:
+        results / "logs/geometry-{dictionary}.log",
+    threads: workflow.cores
+    params:
+        dictionary=lambda wildcards: results / "train" / wildcards.dictionary,
+        stores=lambda wildcards: list(stores_of(wildcards.dictionary)),
+        model=lens_model,
+        folder=rules.measure.params.folder,
+    shell:
+        "python -m analyze geometry {params.dictionary} {params.stores:q} {params.model:q} --output {params.folder}"
+        " 2>&1 | tee {log}"
+
+
+rule stability:
+    input:
+        expand(rules.train.output, dictionary=experiment.dictionaries),
+        expand(rules.measure.output, dictionary=experiment.dictionaries),
+    output:
+        results / "stability.json",
+        directory(results / "stability"),
+    log:
+        results / "logs/stability.log",
+    threads: workflow.cores
+    params:
+        results=results,
+        dictionaries=list(experiment.dictionaries),
+    shell:
+        "python -m analyze stability {params.dictionaries} --results {params.results} --output {output[0]}"
+        " 2>&1 | tee {log}"
+
+
 rule recovery:
     input:
         rules.train.output,
@@ -358,6 +414,8 @@ rule report:
     input:
         [*rules.table.output, *rules.theory.output] if experiment.with_truth else [],
         expand(rules.measure.output, dictionary=experiment.dictionaries),
+        expand(rules.geometry.output, dictionary=experiment.dictionaries),
+        rules.stability.output,
         expand(rules.harvest.output, harvest=experiment.harvests),
     output:
         report(

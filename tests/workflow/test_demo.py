@@ -48,6 +48,11 @@ def test_everything_up_to_the_report(finished: Path) -> None:
         assert logged[-1]["loss"] < logged[0]["loss"]
         summary = json.loads((results / f"analyze/{name}/summary.json").read_text())
         assert summary
+    for name, site in (("sae", "layers.2.resid_post"), ("transcoder", "layers.2.mlp_out")):
+        geometry = json.loads((results / f"analyze/{name}/geometry.json").read_text())
+        assert geometry["site"] == site
+        assert len(geometry["tokens"]) >= 20
+    assert json.loads((results / "stability.json").read_text()) == {"pairs": [], "partners": []}
     page = (results / "report/index.html").read_text()
     assert "sae" in page
     assert "transcoder" in page
