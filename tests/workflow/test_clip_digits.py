@@ -50,7 +50,7 @@ def test_the_report_shows_the_images(finished: Path, name: str) -> None:
     measured = finished / f"analyze/{name}"
     shown = [
         example
-        for file in measured.glob("examples/*")
+        for file in measured.glob("examples/*.json.gz")
         for each in read_pack(file)["latents"].values()
         for example in each["top"]
     ]
