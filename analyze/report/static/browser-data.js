@@ -1,0 +1,120 @@
+"use strict";
+// What the browser shows, from scripts beside the page: from file:// nothing else can be loaded. Each calls one of the
+// four functions here that start with "latent". All texts become text nodes, never markup.
+
+const dictionaries = new Map(); // name -> Dictionary
+const scripts = new Map(); // path -> promise of its having run
+
+class Dictionary {
+  constructor(index) {
+    Object.assign(this, index);
+    this.figure = Object.fromEntries(index.figures.map((figure) => [figure.key, figure]));
+    this.packed = new Map(); // number of a pack -> base64, then a promise of what it holds
+    this.matches = new Map(); // another dictionary -> {partner, cosine}
+  }
+
+  value(key, latent) {
+    return this.figure[key]?.values[latent] ?? null;
+  }
+
+  // The best label over all sets: {set, text, f1}; null where no label was measured or the latent is dead.
+  best(latent) {
+    const found = Object.entries(this.best_labels).map(([set, labels]) => (
+      { set, text: this.sets[set][labels[latent]], f1: this.value(`${set}/f1`, latent) }
+    )).filter(({ f1 }) => f1 !== null);
+    return found.sort((a, b) => b.f1 - a.f1)[0] ?? null;
+  }
+
+  // What a latent is called where there is no room for more.
+  title(latent) {
+    return this.anchors[latent] ?? this.best(latent)?.text ?? "";
+  }
+
+  peakTexts(latent) {
+    return this.peaks.of[latent].map((text) => this.peaks.texts[text]);
+  }
+
+  async latent(latent) {
+    const number = Math.floor(latent / this.packSize);
+    await runScript(`${folder(this.name)}/packs/${number}.js`);
+    if (typeof this.packed.get(number) === "string") this.packed.set(number, unpacked(this.packed.get(number)));
+    const { texts, images, latents } = await this.packed.get(number);
+    return { texts, images, ...latents[latent] };
+  }
+
+  async match(other) {
+    if (!this.matched.includes(other)) return null;
+    await runScript(`${folder(this.name)}/with/${encodeURIComponent(other)}.js`);
+    return this.matches.get(other);
+  }
+
+  async peakTokens() {
+    await runScript(`${folder(this.name)}/search.js`);
+    return this.allPeaks;
+  }
+
+  image(number) {
+    return heldOr(`${folder(this.name)}/images/${number}.jpg`);
+  }
+}
+
+const latentIndex = (index) => dictionaries.set(index.name, new Dictionary(index));
+const latentPack = (name, number, base64) => dictionaries.get(name).packed.set(number, base64);
+const latentTokens = (name, peaks) => { dictionaries.get(name).allPeaks = peaks; };
+const latentMatch = (name, other, partner, cosine) => dictionaries.get(name).matches.set(other, { partner, cosine });
+
+async function openDictionary(name) {
+  await runScript(`${folder(name)}/index.js`);
+  return dictionaries.get(name);
+}
+
+const folder = (name) => encodeURIComponent(name);
+
+// In a single file the pages that hold this one have the other files.
+const heldOr = (path) => window.heldFile?.(path) ?? path;
+
+function runScript(path) {
+  if (!scripts.has(path)) {
+    scripts.set(path, new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      const held = window.heldFile?.(path);
+      if (held === undefined) {
+        script.src = path;
+        script.addEventListener("load", resolve);
+        script.addEventListener("error", () => reject(new Error(`${path} cannot be read: is the folder whole?`)));
+      } else {
+        script.textContent = held;
+      }
+      document.head.append(script);
+      if (held !== undefined) resolve();
+    }));
+  }
+  return scripts.get(path);
+}
+
+async function unpacked(base64) {
+  const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+}
+
+// An element with its attributes (those that are null left out) and children; strings become text.
+function el(tag, attributes, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes ?? {})) if (value !== null) made.setAttribute(name, value);
+  made.append(...children.filter((child) => child !== null));
+  return made;
+}
+
+const MISSING = "–";
+const grouped = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+
+const forms = {
+  share(value) {
+    const percent = 100 * value;
+    return `${percent >= 1 || percent === 0 ? percent.toFixed(1) : Number(percent.toPrecision(2))} %`;
+  },
+  decimal: (value) => value.toFixed(4),
+  number: (value) => (Number.isInteger(value) || Math.abs(value) >= 1000 ? grouped.format(value) : value.toPrecision(4)),
+};
+
+const shown = (value, form = "number") => (value === null || value === undefined ? MISSING : forms[form](value));
