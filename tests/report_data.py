@@ -83,15 +83,20 @@ def write_stability(folder: pathlib.Path, pairs: list[tuple[str, str]], latents:
     for one, other in pairs:
         rng = np.random.default_rng(len(found))
         cosine_F = rng.uniform(0, 1, latents).astype(np.float32)
-        edges = np.linspace(0, 1, 21)
+        edges = np.linspace(-1, 1, 81)
         above = float((cosine_F > 0.9).mean())
+        live = [latents - 1, latents - 1]
         matched = {"mean": float(cosine_F.mean()), "median": float(np.median(cosine_F)), "above_0.9": above}
         counts = np.histogram(cosine_F, edges)[0].tolist()
-        found.append({"of": [one, other], "matched_cosine": matched, "edges": edges.tolist(), "counts": counts})
+        figures = {"matched_cosine": matched, "edges": edges.tolist(), "counts": counts, "live": live}
+        found.append({"of": [one, other], **figures})
         (folder / "stability").mkdir(parents=True, exist_ok=True)
-        partner_F = rng.permutation(latents).astype(np.int32)
-        save_file({"partner": partner_F, "cosine": cosine_F}, folder / "stability" / f"{one}--{other}.safetensors")
-    _write(folder / "stability.json", {"pairs": found})
+        for names in ((one, other), (other, one)):
+            partner_F = rng.integers(0, latents, latents).astype(np.int32)
+            path = folder / "stability" / f"{names[0]}--{names[1]}.safetensors"
+            save_file({"partner": partner_F, "cosine": cosine_F}, path)
+    partners = [list(names) for one, other in pairs for names in ((one, other), (other, one))]
+    _write(folder / "stability.json", {"pairs": found, "partners": partners})
 
 
 def _latents(rng: np.random.Generator, firing_F: np.ndarray) -> dict[str, np.ndarray]:

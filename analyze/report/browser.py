@@ -13,7 +13,7 @@ import gzip
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
@@ -28,6 +28,7 @@ from harvest.files import make_folder, write_text
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
 LABELS_SHOWN = 10
 PEAKS_SHOWN = 3
+FIRST_CHARACTER, SURROGATES = ord("]"), range(0xD800, 0xE000)
 HEAT = "0123456789abcdefghijklmnopqrstuv"
 """Shades of a patch, the last for the latent's largest activation: one character each, as there are many."""
 
@@ -97,7 +98,7 @@ def _index(
         "packSize": PACK,
         "figures": figures_of(found),
         "sets": {name: [visible(label) for label in labels] for name, labels in found.sets.items()},
-        "best_labels": {name: found.figures[f"{name}/best_label"].tolist() for name in _judged(found)},
+        "bestLabels": {name: found.figures[f"{name}/best_label"].tolist() for name in _judged(found)},
         "anchors": [visible(anchor) for anchor in found.anchors],
         "peaks": {
             "texts": [peaks["texts"][text] for text in used],
@@ -147,57 +148,65 @@ def _latents_of(found: Measured, pack: int) -> range:
 
 def _pack(found: Measured, pack: int, examples: dict[str, Any]) -> dict[str, Any]:
     """`texts` and, of each latent of a pack, what its page shows beside the index's figures."""
-    texts, used = _by_use(examples)
+    everyone = [example for latent in examples["latents"].values() for example in _all(latent)]
+    # The most frequent first, so that most tokens are one byte.
+    count = collections.Counter(token for example in everyone for token in example.get("tokens", []))
+    places = {token: place for place, (token, _) in enumerate(count.most_common())}
+    numbers = sorted({example["image"] for example in everyone if "image" in example})
     shown: dict[int, dict[str, Any]] = {}
     for latent in _latents_of(found, pack):
-        of_latent = examples["latents"].get(str(latent), {})
-        largest = float(found.latents["max_activation"][latent])
+        of_latent = examples["latents"].get(str(latent), {"top": []})
         shown[latent] = {
-            "top": [_example(example, used, largest) for example in of_latent.get("top", [])],
-            "quantiles": [[_example(e, used, largest) for e in group] for group in of_latent.get("quantiles", [])],
+            "groups": [len(of_latent["top"]), *map(len, of_latent.get("quantiles", []))],
+            "examples": _columns(found, _all(of_latent), places, float(found.latents["max_activation"][latent])),
             "histogram": found.latents["histogram"][latent].tolist(),
             "labels": {name: _label_rows(found, name, latent) for name in found.sets if f"{name}/sum" in found.labels},
             **_geometry(found, latent),
             "cofiring": _linked(found.latents, latent, "cofiring_latents", "cofiring_jaccard", "cofiring_correlation"),
         }
-    return {"texts": [visible(text) for text in texts], "images": _names(found, examples), "latents": shown}
+    names = {number: visible(found.image_names[key]) for number in numbers if (key := str(number)) in found.image_names}
+    return {"texts": [visible(examples["texts"][token]) for token in places], "images": names, "latents": shown}
 
 
-def _all(examples: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for latent in examples["latents"].values():
-        yield from latent["top"]
-        for group in latent.get("quantiles", []):
-            yield from group
+def _all(latent: dict[str, Any]) -> list[dict[str, Any]]:
+    """Examples of a latent, the top ones first, then those of each quantile group."""
+    return [*latent["top"], *(example for group in latent.get("quantiles", []) for example in group)]
 
 
-def _names(found: Measured, examples: dict[str, Any]) -> dict[int, str]:
-    """Of the pack's images."""
-    wanted = sorted({example["image"] for example in _all(examples) if "image" in example})
-    return {number: visible(found.image_names[str(number)]) for number in wanted if str(number) in found.image_names}
+def _columns(
+    found: Measured, examples: list[dict[str, Any]], places: dict[int, int], largest: float
+) -> dict[str, list[Any]]:
+    """Examples column by column, which takes half the bytes. `tokens` is a character each, its place among the pack's
+    texts; `around` the place and activation of each active token but the example's own; `heat` a character a patch.
+    """
+    columns: dict[str, list[Any]] = {"row": [], "activation": [], "labels": []}
+    numbered = {name: {label: number for number, label in enumerate(labels)} for name, labels in found.sets.items()}
+    for example in examples:
+        labels = [numbered[name].get(example["labels"].get(name, ""), -1) for name in found.sets]
+        shown = {key: example[key] for key in ("row", "activation", "peak", "image", "patch") if key in example}
+        if "tokens" in example:
+            shown["tokens"] = "".join(character(places[token]) for token in example["tokens"])
+            active = ((i, a) for i, a in enumerate(example["activations"]) if a and i != example["peak"])
+            shown["around"] = [each for pair in active for each in pair]
+        if "heat" in example:
+            top = len(HEAT) - 1
+            shown["heat"] = "".join(HEAT[min(top, -int(-top * each // largest))] for each in example["heat"])
+        for key, value in {**shown, "labels": labels}.items():
+            columns.setdefault(key, []).append(value)
+    return columns
 
 
-def _by_use(examples: dict[str, Any]) -> tuple[list[str], dict[int, int]]:
-    """A pack's texts, the most frequent first, and the new place of each: short numbers for most tokens."""
-    count = collections.Counter(token for example in _all(examples) for token in example.get("tokens", []))
-    order = [token for token, _ in count.most_common()]
-    return [examples["texts"][token] for token in order], {token: place for place, token in enumerate(order)}
-
-
-def _example(example: dict[str, Any], places: dict[int, int], largest: float) -> dict[str, Any]:
-    found = {**example, "labels": {name: visible(label) for name, label in example["labels"].items()}}
-    if "tokens" in example:
-        found["tokens"] = [places[token] for token in example["tokens"]]
-    if "heat" in example:
-        top = len(HEAT) - 1
-        found["heat"] = "".join(HEAT[min(top, -int(-top * each // largest))] for each in example["heat"])
-    return found
+def character(place: int) -> str:
+    """A number as a character that JSON need not escape; surrogates are left out."""
+    code = place + FIRST_CHARACTER
+    return chr(code if code < SURROGATES.start else code + len(SURROGATES))
 
 
 def _label_rows(found: Measured, name: str, latent: int) -> list[list[Any]]:
-    """`[label, share of the activation in labelled rows, precision, recall]`, the largest share first."""
+    """`[label, share of all its activation, precision, recall]`, the largest share first."""
     firing_L, sum_L = found.labels[f"{name}/firing"][latent], found.labels[f"{name}/sum"][latent].astype(np.float64)
-    rows_L = found.labels[f"{name}/rows"]
-    fired, whole = firing_L.sum(), sum_L.sum()
+    rows_L, fired = found.labels[f"{name}/rows"], found.latents["firing"][latent]
+    whole = found.latents["mean_activation"][latent] * fired
     order = np.lexsort((np.arange(len(sum_L)), -sum_L))[:LABELS_SHOWN]
     return [
         [label, *map(_short, (sum_L[label] / whole, firing_L[label] / fired, firing_L[label] / rows_L[label]))]

@@ -15,7 +15,7 @@ OF_LATENTS = (
     Figure(
         "token_purity",
         "Token purity",
-        "Share of the top 20 examples whose own token is the most common one among them (token_purity).",
+        "Of the rows in which the latent is active, the share that are its most common token (token_purity).",
         "share",
     ),
     Figure(
@@ -37,14 +37,14 @@ OF_LABELS = (
     Figure(
         "f1",
         "F1",
-        "Harmonic mean of precision and recall, of the latent being active as a sign of its best label, the one with "
-        "the highest F1.",
+        "Harmonic mean of precision and recall, of the latent being active as a sign of its best label, the one with the "
+        "largest (van Rijsbergen 1979).",
         "decimal",
     ),
     Figure(
         "precision",
         "Precision",
-        "Of the labelled rows in which the latent is active, the share that carry its best label.",
+        "Of the rows in which the latent is active, the share that carry its best label.",
         "decimal",
     ),
     Figure(
@@ -53,13 +53,15 @@ OF_LABELS = (
     Figure(
         "auc",
         "AUC",
-        "Chance that the latent is more active in a row with its best label than in one without, ties counting half.",
+        "Chance that the latent is more active in a row with its best label than in one without it, ties counted half "
+        "(Mann and Whitney 1947).",
         "decimal",
     ),
     Figure(
         "entropy",
         "Entropy",
-        "Entropy in bits of the latent’s activation over labels: 0 where all of it falls on one label.",
+        "Entropy −Σ p log₂ p in bits of the share p of its activation that falls on each label, none being one more: 0 "
+        "where all of it falls on one (Shannon 1948).",
         "number",
     ),
     Figure("purity", "Purity", "Share of the top 20 examples that carry its best label.", "share"),

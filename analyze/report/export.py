@@ -19,7 +19,7 @@ NOT_MEASURED = (
     *("logits_hist_data_bar_heights", "logits_hist_data_bar_values"),
 )
 TOP = -1
-"""`bin_min` and `bin_max` of examples that are the top ones, and of no group."""
+"""`bin_min`, `bin_max` and `bin_contains` of examples that are the top ones, and of no group."""
 
 
 def write_csv(found: Measured, path: pathlib.Path) -> None:
@@ -31,7 +31,7 @@ def write_csv(found: Measured, path: pathlib.Path) -> None:
     for tensors in (found.latents, found.figures, found.geometry):
         for key, tensor in sorted(tensors.items()):
             if tensor.ndim == 1 and len(tensor) == found.count and key != "histogram_edges":
-                columns[key] = tensor.tolist()
+                columns[key] = list(tensor)  # numpy writes no more digits than the type has
     for name, labels in found.sets.items():
         if (key := f"{name}/best_label") in columns:
             columns[key] = [labels[label] if 0 <= label < len(labels) else "" for label in columns[key]]
@@ -46,7 +46,7 @@ def write_csv(found: Measured, path: pathlib.Path) -> None:
 def write_neuronpedia(found: Measured, path: pathlib.Path) -> None:
     """The live latents as one batch, `{"model_id", "layer", "sae_set", "features": [...]}`, pack by pack.
 
-    What was not measured is an empty list. Tokens are as the corpus has them.
+    Examples are the top ones; what was not measured is an empty list. Tokens are as the corpus has them.
     """
     about = {"model_id": "", "layer": 0, "sae_set": found.name}
     beside = path.with_name(f".{path.name}.partial")
@@ -83,26 +83,20 @@ def features(found: Measured) -> Iterator[dict[str, Any]]:
                 "freq_hist_data_bar_values": _digits(np.sqrt(edges[:-1] * edges[1:])[bins]),
                 "freq_hist_data_bar_heights": found.latents["histogram"][latent][bins].tolist(),
                 **{"n_prompts_total": 0, "n_tokens_in_prompt": 0, "dataset": ""},
-                "activations": list(_activations(of_latent, examples["texts"])),
+                "activations": list(_activations(of_latent["top"], examples["texts"])),
             }
 
 
-def _activations(of_latent: dict[str, Any], texts: list[str]) -> Iterator[dict[str, Any]]:
-    """Examples with their tokens, or where there are none their row or image in place of a token."""
-    groups = of_latent.get("quantiles", [])
-    count = sum(map(len, groups))
-    for group, low, high, share in [
-        (of_latent["top"], TOP, TOP, TOP),
-        *((g, g[0]["activation"], g[-1]["activation"], len(g) / count) for g in reversed(groups) if g),
-    ]:
-        for example in group:
-            if "tokens" in example:
-                tokens, values, at = [texts[i] for i in example["tokens"]], example["activations"], example["peak"]
-            else:
-                where = "image" if "image" in example else "row"
-                tokens, values, at = [f"{where} {example[where]}"], [example["activation"]], 0
-            bounds = {"bin_min": low, "bin_max": high, "bin_contains": share}
-            yield {**bounds, "tokens": tokens, "values": values, "qualifying_token_index": at}
+def _activations(top: list[dict[str, Any]], texts: list[str]) -> Iterator[dict[str, Any]]:
+    """The top examples with their tokens, or where there are none their row or image in place of a token."""
+    for example in top:
+        if "tokens" in example:
+            tokens, values, at = [texts[i] for i in example["tokens"]], example["activations"], example["peak"]
+        else:
+            where = "image" if "image" in example else "row"
+            tokens, values, at = [f"{where} {example[where]}"], [example["activation"]], 0
+        bounds = {"bin_min": TOP, "bin_max": TOP, "bin_contains": TOP}
+        yield {**bounds, "tokens": tokens, "values": values, "qualifying_token_index": at}
 
 
 def _lens(found: Measured, latent: int) -> dict[str, Any]:

@@ -87,22 +87,9 @@ def read_measured(name: str, folder: pathlib.Path, trained: pathlib.Path) -> Mea
 
 
 def read_match(folder: pathlib.Path, one: str, other: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Of each latent of `one` its partner in `other`, -1 for none, and their decoder cosine: `(F,)`.
-
-    Read from `<one>--<other>.safetensors` or, the other way round, from `<other>--<one>.safetensors`.
-    """
-    if (path := folder / f"{one}--{other}.safetensors").exists():
-        found = _tensors(path)
-        return found["partner"], found["cosine"]
-    if not (path := folder / f"{other}--{one}.safetensors").exists():
-        return None
-    found = _tensors(path)
-    matched = np.flatnonzero(found["partner"] >= 0)
-    count = max(len(found["partner"]), int(found["partner"].max(initial=-1)) + 1)
-    partner_F, cosine_F = np.full(count, -1, np.int32), np.zeros(count, np.float32)
-    partner_F[found["partner"][matched]] = matched
-    cosine_F[found["partner"][matched]] = found["cosine"][matched]
-    return partner_F, cosine_F
+    """Of each latent of `one` the best match in `other`, -1 for none, and their decoder cosine: `(F,)`."""
+    found = _tensors(folder / f"{one}--{other}.safetensors")
+    return (found["partner"], found["cosine"]) if found else None
 
 
 def _anchors(training: dict[str, Any], path: pathlib.Path) -> list[str]:

@@ -17,11 +17,11 @@ class Dictionary {
     return this.figure[key]?.values[latent] ?? null;
   }
 
-  // The best label over all sets: {set, text, f1}; null where no label was measured or the latent is dead.
+  // The best label over all sets: {set, text, f1}; null where no row in which it is active has one.
   best(latent) {
-    const found = Object.entries(this.best_labels).map(([set, labels]) => (
+    const found = Object.entries(this.bestLabels).map(([set, labels]) => (
       { set, text: this.sets[set][labels[latent]], f1: this.value(`${set}/f1`, latent) }
-    )).filter(({ f1 }) => f1 !== null);
+    )).filter(({ text, f1 }) => text !== undefined && f1 !== null);
     return found.sort((a, b) => b.f1 - a.f1)[0] ?? null;
   }
 
@@ -39,7 +39,24 @@ class Dictionary {
     await runScript(`${folder(this.name)}/packs/${number}.js`);
     if (typeof this.packed.get(number) === "string") this.packed.set(number, unpacked(this.packed.get(number)));
     const { texts, images, latents } = await this.packed.get(number);
-    return { texts, images, ...latents[latent] };
+    const { groups, examples, ...rest } = latents[latent];
+    const all = examples.row.map((_, place) => this.example(examples, place));
+    let at = 0;
+    const [top, ...quantiles] = groups.map((count) => all.slice(at, at += count));
+    return { texts, images, top, quantiles, ...rest };
+  }
+
+  // Packs hold examples column by column, tokens as a character each.
+  example(columns, place) {
+    const example = Object.fromEntries(Object.entries(columns).map(([name, values]) => [name, values[place]]));
+    example.labels = Object.entries(this.sets).map(([set, names], i) => [set, names[example.labels[i]]]).filter(([, name]) => name !== undefined);
+    if ("tokens" in example) {
+      example.tokens = Array.from(example.tokens, placeOf);
+      example.activations = example.tokens.map(() => 0);
+      for (let i = 0; i < example.around.length; i += 2) example.activations[example.around[i]] = example.around[i + 1];
+      example.activations[example.peak] = example.activation;
+    }
+    return example;
   }
 
   async match(other) {
@@ -66,6 +83,12 @@ const latentMatch = (name, other, partner, cosine) => dictionaries.get(name).mat
 async function openDictionary(name) {
   await runScript(`${folder(name)}/index.js`);
   return dictionaries.get(name);
+}
+
+// The number that a character stands for: they are numbered from "]", without surrogates.
+function placeOf(character) {
+  const code = character.codePointAt(0);
+  return code - 0x5d - (code < 0xe000 ? 0 : 0x800);
 }
 
 const folder = (name) => encodeURIComponent(name);

@@ -34,8 +34,7 @@ function context(example, about) {
 }
 
 function labelsOf(example) {
-  const names = Object.entries(example.labels);
-  const parts = names.flatMap(([set, label], i) => [...(i ? [", "] : []), el("bdi", { title: set }, label)]);
+  const parts = example.labels.flatMap(([set, label], i) => [...(i ? [", "] : []), el("bdi", { title: set }, label)]);
   return el("span", { class: "labels" }, ...parts);
 }
 

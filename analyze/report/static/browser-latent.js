@@ -55,10 +55,11 @@ function heading(dictionary, latent, link) {
 const tokenChips = (texts) => texts.flatMap((text) => [el("bdi", { class: "chip" }, text), " "]);
 
 function figuresOf(dictionary, latent) {
-  const groups = [null, ...Object.keys(dictionary.best_labels)];
+  const sets = Object.keys(dictionary.bestLabels).filter((set) => dictionary.value(`${set}/f1`, latent) !== null);
+  const groups = [null, ...sets];
   return el("div", { class: "figures" }, ...groups.map((set) => {
     const figures = dictionary.figures.filter((figure) => figure.set === set);
-    const title = set === null ? null : el("h3", {}, `${set}: `, el("bdi", {}, dictionary.sets[set][dictionary.best_labels[set][latent]] ?? MISSING));
+    const title = set === null ? null : el("h3", {}, `${set}: `, el("bdi", {}, dictionary.sets[set][dictionary.bestLabels[set][latent]] ?? MISSING));
     return el("section", {}, title, el("dl", {}, ...figures.map((figure) => el(
       "div", {},
       el("dt", { class: "term", tabindex: 0, "data-tip": figure.definition, "aria-describedby": definitionId(figure.key) }, figure.label),
@@ -133,8 +134,8 @@ function table(title, heads, rows) {
 function labelTable(dictionary, set, rows) {
   if (!rows.length) return null;
   const heads = [
-    ["Label"], ["Share", "Share of the latent’s activation on labelled rows that falls on the label"],
-    ["Precision", "Of the labelled rows in which the latent is active, the share that carry the label"],
+    ["Label"], ["Share", "Share of the latent’s activation that falls on rows with the label"],
+    ["Precision", "Of the rows in which the latent is active, the share that carry the label"],
     ["Recall", "Of the rows that carry the label, the share in which the latent is active"],
   ];
   return table(`Labels: ${set}`, heads, rows.map(([label, share, ...figures]) => el(

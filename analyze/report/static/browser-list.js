@@ -35,7 +35,7 @@ async function ranks(dictionary, wanted) {
   };
   const { texts, of } = await dictionary.peakTokens();
   const tokens = texts.map(rankOf);
-  const labels = Object.entries(dictionary.best_labels).map(([set, best]) => {
+  const labels = Object.entries(dictionary.bestLabels).map(([set, best]) => {
     const ranked = dictionary.sets[set].map(rankOf);
     return (latent) => (dictionary.value(`${set}/f1`, latent) === null ? 2 : ranked[best[latent]] ?? 2);
   });

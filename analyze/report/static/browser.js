@@ -87,7 +87,7 @@ async function showLatents() {
   let articles;
   try {
     articles = [await latentArticle(own, latent, (number) => hashOf({ ...state, latent: number, other: null }))];
-    if (state.with) articles.push(...await besides());
+    if (state.with) articles = [el("div", {}, named(own.name), ...articles), await beside()];
   } catch (error) {
     articles = [el("p", { class: "off", role: "alert" }, error.message)];
   }
@@ -98,7 +98,7 @@ async function showLatents() {
 }
 
 // The latent of the other dictionary that is shown beside: the best match, unless another one was asked for.
-async function besides() {
+async function beside() {
   const other = await openDictionary(state.with);
   const match = await own.match(state.with);
   const partner = match?.partner[state.latent] ?? -1;
@@ -107,13 +107,14 @@ async function besides() {
   number.addEventListener("change", () => change({ other: number.value === "" || Number(number.value) >= other.latents ? null : Number(number.value) }));
   const why = chosen === null ? (match ? "No latent of it is matched to this one. Any can be chosen: " : "The two were not matched. Choose a latent: ")
     : chosen === partner ? `Best match, decoder cosine ${shown(match.cosine[state.latent])}: ` : "Chosen, not the best match: ";
-  const head = el("p", { class: "beside" }, el("strong", {}, el("bdi", {}, other.name)), " ", why, number);
-  const wrap = el("div", {}, head);
+  const wrap = el("div", {}, named(other.name, why, number));
   if (chosen !== null && chosen < other.latents) {
     wrap.append(await latentArticle(other, chosen, (latent) => `${encodeURIComponent(other.name)}.html#${latent}`));
   }
-  return [wrap];
+  return wrap;
 }
+
+const named = (name, ...more) => el("p", { class: "beside" }, el("strong", {}, el("bdi", {}, name)), ...more);
 
 function fillChoices() {
   const kind = own.kind === "sae" ? "SAE" : own.kind;
@@ -125,7 +126,7 @@ function fillChoices() {
     finder.show.append(el("option", { value: key }, `${label}: ${grouped.format(count)}`));
   }
   finder.sort.append(el("option", { value: "index" }, "number"));
-  for (const set of [null, ...Object.keys(own.best_labels)]) {
+  for (const set of [null, ...Object.keys(own.bestLabels)]) {
     const options = own.figures.filter((figure) => figure.set === set).map((figure) => el("option", { value: figure.key }, figure.label));
     finder.sort.append(...(set === null ? options : [el("optgroup", { label: set }, ...options)]));
   }
@@ -146,6 +147,7 @@ function onKey(event) {
   if (typing) {
     if (event.key === "Escape" && event.target === finder.search) byId("list").focus();
     if (event.key === "ArrowDown" && event.target === finder.search) byId("list").focus();
+    if (event.key === "Enter" && event.target === finder.search && list.latents.length) change({ latent: list.latents[0], other: null });
     return;
   }
   const inList = event.target === byId("list");
