@@ -3,11 +3,10 @@
 `features/<name>.html` is the page, whose hash says what it shows (`#123`, `#123&with=<another dictionary>`). Beside it
 `features/<name>/` has, each a script that calls one function of the page, as `file://` lets nothing else load:
 `index.js`, a column of each figure; `search.js`, the tokens that latents peak at; `packs/<n>.js`, all else that is
-known of 256 latents (gzip in base64); `with/<other>.js`, the best match of each in another dictionary. For other
+known of 256 latents (gzip, `base_32768`); `with/<other>.js`, the best match of each in another dictionary. For other
 programs `latents.csv` and `neuronpedia.json.gz`. All texts are as `formats.visible` writes them.
 """
 
-import base64
 import collections
 import gzip
 import json
@@ -23,10 +22,12 @@ from analyze.report.browser_figures import OF_LABELS, OF_LATENTS, SHARE_OF_NORM
 from analyze.report.export import write_csv, write_neuronpedia
 from analyze.report.formats import visible
 from analyze.report.measured import PACK, Measured, read_match, read_measured
-from harvest.files import make_folder, write_text
+from harvest.files import make_folder, write_bytes, write_text
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
 LABELS_SHOWN = 10
+BEFORE, AFTER = 8, 4
+"""Tokens around one of a quantile group."""
 PEAKS_SHOWN = 3
 FIRST_CHARACTER, SURROGATES = ord("]"), range(0xD800, 0xE000)
 HEAT = "0123456789abcdefghijklmnopqrstuv"
@@ -65,7 +66,7 @@ def write_browser(
             peaks["of"].append([seen.setdefault(text, len(seen)) for text, _ in tokens.most_common()])
             top_images.append(top[0].get("image") if top else None)
         packed = gzip.compress(_json(_pack(found, pack, examples)).encode(), 9, mtime=0)
-        _script(folder / "packs" / f"{pack}.js", "latentPack", name, pack, base64.b64encode(packed).decode())
+        _script(folder / "packs" / f"{pack}.js", "latentPack", name, pack, base_32768(packed))
     peaks["texts"] = list(seen)
     partners = [other for other in others if other != name and _write_match(found, other, analyzed, folder)]
     _script(folder / "index.js", "latentIndex", _index(found, peaks, top_images, others, partners))
@@ -153,12 +154,12 @@ def _pack(found: Measured, pack: int, examples: dict[str, Any]) -> dict[str, Any
     count = collections.Counter(token for example in everyone for token in example.get("tokens", []))
     places = {token: place for place, (token, _) in enumerate(count.most_common())}
     numbers = sorted({example["image"] for example in everyone if "image" in example})
-    shown: dict[int, dict[str, Any]] = {}
+    shown = {}
     for latent in _latents_of(found, pack):
-        of_latent = examples["latents"].get(str(latent), {"top": []})
+        of_latent: dict[str, Any] = examples["latents"].get(str(latent), {"top": []})
         shown[latent] = {
             "groups": [len(of_latent["top"]), *map(len, of_latent.get("quantiles", []))],
-            "examples": _columns(found, _all(of_latent), places, float(found.latents["max_activation"][latent])),
+            "examples": _columns(found, of_latent, places, float(found.latents["max_activation"][latent])),
             "histogram": found.latents["histogram"][latent].tolist(),
             "labels": {name: _label_rows(found, name, latent) for name in found.sets if f"{name}/sum" in found.labels},
             **_geometry(found, latent),
@@ -174,11 +175,12 @@ def _all(latent: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _columns(
-    found: Measured, examples: list[dict[str, Any]], places: dict[int, int], largest: float
+    found: Measured, of_latent: dict[str, Any], places: dict[int, int], largest: float
 ) -> dict[str, list[Any]]:
     """Examples column by column, which takes half the bytes. `tokens` is a character each, its place among the pack's
     texts; `around` the place and activation of each active token but the example's own; `heat` a character a patch.
     """
+    examples = [*of_latent["top"], *(_narrow(e) for group in of_latent.get("quantiles", []) for e in group)]
     columns: dict[str, list[Any]] = {"row": [], "activation": [], "labels": []}
     numbered = {name: {label: number for number, label in enumerate(labels)} for name, labels in found.sets.items()}
     for example in examples:
@@ -194,6 +196,16 @@ def _columns(
         for key, value in {**shown, "labels": labels}.items():
             columns.setdefault(key, []).append(value)
     return columns
+
+
+def _narrow(example: dict[str, Any]) -> dict[str, Any]:
+    """Fewer tokens around an example's own: there are many, and most are to be looked at quickly."""
+    if "tokens" not in example:
+        return example
+    first = max(0, example["peak"] - BEFORE)
+    window = slice(first, example["peak"] + AFTER + 1)
+    narrow = {key: example[key][window] for key in ("tokens", "activations")}
+    return {**example, **narrow, "peak": example["peak"] - first}
 
 
 def character(place: int) -> str:
@@ -272,8 +284,21 @@ def _short(value: float) -> float | int | None:
     return int(short) if short.is_integer() else short
 
 
+def base_32768(data: bytes) -> str:
+    """15 bits a character, from U+3400 on; the first is how many bytes of the last 15 are not meant.
+
+    In UTF-16 that is a fifteenth more than the data, where base64 is a third more.
+    """
+    short = -len(data) % 15
+    bits_N15 = np.unpackbits(np.frombuffer(data + bytes(short), np.uint8)).reshape(-1, 15)
+    codes_N = (bits_N15 @ (1 << np.arange(14, -1, -1))).astype("<u2") + 0x3400
+    return chr(0x3400 + short) + codes_N.astype("<u2").tobytes().decode("utf-16-le")
+
+
 def _script(path: pathlib.Path, function: str, *arguments: Any) -> None:
-    write_text(path, f"{function}({','.join(map(_json, arguments))});\n")
+    """In UTF-16, which scripts may be in, where most of it is `base_32768`."""
+    encoding = "utf-16" if function == "latentPack" else "utf-8"
+    write_bytes(path, f"{function}({','.join(map(_json, arguments))});\n".encode(encoding))
 
 
 def _json(value: Any) -> str:

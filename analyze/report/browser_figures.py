@@ -37,8 +37,8 @@ OF_LABELS = (
     Figure(
         "f1",
         "F1",
-        "Harmonic mean of precision and recall, of the latent being active as a sign of its best label, the one with the "
-        "largest (van Rijsbergen 1979).",
+        "Harmonic mean of precision and recall, of the latent being active as a sign of its best label, the one with "
+        "the largest (van Rijsbergen 1979).",
         "decimal",
     ),
     Figure(

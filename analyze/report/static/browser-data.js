@@ -9,7 +9,7 @@ class Dictionary {
   constructor(index) {
     Object.assign(this, index);
     this.figure = Object.fromEntries(index.figures.map((figure) => [figure.key, figure]));
-    this.packed = new Map(); // number of a pack -> base64, then a promise of what it holds
+    this.packed = new Map(); // number of a pack -> its text, then a promise of what it holds
     this.matches = new Map(); // another dictionary -> {partner, cosine}
   }
 
@@ -76,7 +76,7 @@ class Dictionary {
 }
 
 const latentIndex = (index) => dictionaries.set(index.name, new Dictionary(index));
-const latentPack = (name, number, base64) => dictionaries.get(name).packed.set(number, base64);
+const latentPack = (name, number, text) => dictionaries.get(name).packed.set(number, text);
 const latentTokens = (name, peaks) => { dictionaries.get(name).allPeaks = peaks; };
 const latentMatch = (name, other, partner, cosine) => dictionaries.get(name).matches.set(other, { partner, cosine });
 
@@ -115,9 +115,18 @@ function runScript(path) {
   return scripts.get(path);
 }
 
-async function unpacked(base64) {
-  const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
-  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+// Gzip, 15 bits a character from U+3400 on; the first says how many bytes of the last 15 are not meant.
+async function unpacked(text) {
+  const digit = (place) => text.charCodeAt(place) - 0x3400;
+  const bytes = new Uint8Array((text.length - 1) * 15 / 8);
+  let [bits, count, at] = [0, 0, 0];
+  for (let place = 1; place < text.length; place += 1) {
+    bits = (bits << 15) | digit(place);
+    for (count += 15; count >= 8; count -= 8) bytes[at++] = bits >> (count - 8);
+    bits &= (1 << count) - 1;
+  }
+  const packed = bytes.subarray(0, bytes.length - digit(0));
+  return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
 }
 
 // An element with its attributes (those that are null left out) and children; strings become text.
