@@ -237,8 +237,8 @@ def _labels(folder: pathlib.Path, rng: np.random.Generator, firing_F: np.ndarray
 def _of_labels(names: list[str], rows_L: np.ndarray, of_set: dict[str, Any], live_F: np.ndarray) -> dict[str, Any]:
     labels = [
         {
-            **{"label": label, "rows": int(rows), "best_latent": 2 + place, "sharing": place % 4},
-            **{figure: float(of_set[figure][2 + place]) for figure in ("f1", "precision", "recall", "auc")},
+            **{"label": label, "rows": int(rows), "best_latent": place % len(live_F), "sharing": place % 4},
+            **{figure: float(of_set[figure][place % len(live_F)]) for figure in ("f1", "precision", "recall", "auc")},
         }
         for place, (label, rows) in enumerate(zip(names, rows_L, strict=True))
     ]
