@@ -6,7 +6,8 @@ const HEAT_LEVELS = 31;
 
 function examplesList(examples, about, dictionary) {
   const pictures = examples.some((example) => "image" in example);
-  return el("ol", { class: pictures ? "picture-grid" : "example-list" }, ...examples.map((example) => (
+  const labelled = examples.some((example) => example.labels.length);
+  return el("ol", { class: pictures ? "picture-grid" : `example-list${labelled ? "" : " unlabelled"}` }, ...examples.map((example) => (
     pictures ? pictureItem(example, about, dictionary) : contextItem(example, about)
   )));
 }

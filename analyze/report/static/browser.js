@@ -59,6 +59,8 @@ async function show() {
     history.replaceState(null, "", hashOf(state));
   }
   list.mark(state.latent);
+  tools.previous.disabled = list.beside(-1) === state.latent;
+  tools.next.disabled = list.beside(1) === state.latent;
   const shownOnes = ["latent", "with", "other"];
   if (!before || shownOnes.some((name) => before[name] !== state[name])) await showLatents();
 }
@@ -81,9 +83,6 @@ async function showLatents() {
   const { latent } = state;
   document.title = `Latent ${latent} · ${page.name} · ${page.experiment}`;
   tools.with.value = state.with;
-  const place = list.latents.indexOf(latent);
-  tools.previous.disabled = place === 0;
-  tools.next.disabled = place === list.latents.length - 1;
   let articles;
   try {
     articles = [await latentArticle(own, latent, (number) => hashOf({ ...state, latent: number, other: null }))];
