@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from analyze.report.measured import PACK, Measured
+from analyze.report.measured import Measured
 from harvest.files import write_text
 
 NOT_MEASURED = (
@@ -65,7 +65,7 @@ def features(found: Measured) -> Iterator[dict[str, Any]]:
     edges = found.latents["histogram_edges"]
     for pack in found.packs:
         examples = found.examples(pack)
-        for latent in range(pack * PACK, min((pack + 1) * PACK, found.count)):
+        for latent in found.latents_of(pack):
             of_latent = examples["latents"].get(str(latent))
             if of_latent is None:
                 continue

@@ -54,6 +54,9 @@ class Measured:
     def packs(self) -> range:
         return range(-(-self.count // PACK))
 
+    def latents_of(self, pack: int) -> range:
+        return range(pack * PACK, min((pack + 1) * PACK, self.count))
+
     def examples(self, pack: int) -> dict[str, Any]:
         """`{"texts", "latents"}` of one pack; nothing where none of its latents is live."""
         path = self.folder / "examples" / f"{pack}.json.gz"
