@@ -18,11 +18,12 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from analyze.examples import PACK
 from analyze.report.browser_figures import OF_LABELS, OF_LATENTS, SHARE_OF_NORM
 from analyze.report.browser_packs import base_32768, numbers, pack_of
 from analyze.report.export import write_csv, write_neuronpedia
 from analyze.report.formats import visible
-from analyze.report.measured import PACK, Measured, read_match, read_measured
+from analyze.report.measured import Measured, read_match, read_measured
 from harvest.files import make_folder, write_bytes, write_text
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from analyze.report.measured import Measured
-from harvest.files import write_text
+from harvest.files import write_bytes
 
 NOT_MEASURED = (
     *("neuron_alignment_indices", "neuron_alignment_values", "neuron_alignment_l1", "correlated_neurons_indices"),
@@ -40,7 +40,7 @@ def write_csv(found: Measured, path: pathlib.Path) -> None:
     writer.writerow(columns)
     for line in zip(*columns.values(), strict=True):
         writer.writerow(["" if value != value else value for value in line])
-    write_text(path, file.getvalue())
+    write_bytes(path, file.getvalue().encode(errors="replace"))  # names of files may be no Unicode
 
 
 def write_neuronpedia(found: Measured, path: pathlib.Path) -> None:

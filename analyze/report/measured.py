@@ -1,6 +1,5 @@
 """What was measured of a dictionary's latents, as its files have it. What a run did not measure is not there."""
 
-import gzip
 import json
 import pathlib
 from dataclasses import dataclass
@@ -10,11 +9,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
+from analyze.examples import PACK, read_pack
 from harvest.errors import UserError
 from harvest.files import read_json
-
-PACK = 256
-"""Latents of one file of examples."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Measured:
         if not path.exists():
             return {"texts": [], "latents": {}}
         try:
-            found: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
+            found: dict[str, Any] = read_pack(path)
         except (OSError, EOFError, ValueError) as error:
             raise UserError(f"measurement {path}: cannot be read ({error})") from None
         return found

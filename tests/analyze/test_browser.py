@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from analyze.examples import PACK
 from analyze.report.browser import write_browser
 from analyze.report.browser_packs import base_32768, character
 from analyze.report.formats import visible
-from analyze.report.measured import PACK
 from harvest.errors import UserError
 from tests.report_data import ANCHORS, DICTIONARIES, GRID, SETS, VOCABULARY, write_results
 

@@ -78,7 +78,8 @@ function patchFrame([y, x], [down, across]) {
 // Ten groups of active rows, lowest activations first, each with the range it spans.
 function quantileGroups(groups, about, dictionary) {
   return groups.map((group, place) => [group, place]).filter(([group]) => group.length).map(([group, place]) => {
-    const [low, high] = [group[0].activation, group.at(-1).activation];
+    const activations = group.map((example) => example.activation);
+    const [low, high] = [Math.min(...activations), Math.max(...activations)];
     return el(
       "section", { class: "quantile" },
       el("h4", {}, `${place + 1} of ${groups.length}`, el("span", { class: "range" }, ` ${shown(low)} – ${shown(high)}`)),
