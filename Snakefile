@@ -341,6 +341,32 @@ rule geometry:
         " 2>&1 | tee {log}"
 
 
+rule fidelity:
+    input:
+        rules.train.output,
+        manifests_of,
+        lens_directory,
+    output:
+        results / "analyze/{dictionary}/fidelity.json",
+    log:
+        results / "logs/fidelity-{dictionary}.log",
+    wildcard_constraints:
+        dictionary=any_of(experiment.of_text),
+    threads: workflow.cores
+    params:
+        dictionary=lambda wildcards: results / "train" / wildcards.dictionary,
+        stores=lambda wildcards: list(stores_of(wildcards.dictionary)),
+        model=lens_model,
+        corpus=lambda wildcards: results
+        / "harvest"
+        / experiment.lens_harvest(wildcards.dictionary)
+        / "corpus.zarr",
+        folder=rules.measure.params.folder,
+    shell:
+        "python -m analyze fidelity {params.dictionary} {params.stores:q} {params.model:q} --corpus {params.corpus}"
+        " --output {params.folder} 2>&1 | tee {log}"
+
+
 rule stability:
     input:
         expand(rules.train.output, dictionary=experiment.dictionaries),
@@ -415,6 +441,7 @@ rule report:
         [*rules.table.output, *rules.theory.output] if experiment.with_truth else [],
         expand(rules.measure.output, dictionary=experiment.dictionaries),
         expand(rules.geometry.output, dictionary=experiment.dictionaries),
+        expand(rules.fidelity.output, dictionary=experiment.of_text),
         rules.stability.output,
         expand(rules.harvest.output, harvest=experiment.harvests),
     output:

@@ -43,6 +43,22 @@ def recovery(
 
 
 @app.command()
+def fidelity(
+    dictionary: Folder,
+    store: Stores,
+    model: Annotated[
+        str, typer.Option(help="The text model that its rows are of: YAML or JSON text or a file, id or directory.")
+    ],
+    corpus: Annotated[pathlib.Path, typer.Option(help="The prepared corpus that it read.")],
+    output: Output,
+) -> None:
+    """What the model loses when it goes on with the reconstruction: cross-entropy and KL, on held-out texts."""
+    from analyze.fidelity import measure_fidelity
+
+    measure_fidelity(dictionary, store, read_model(model), corpus, output)
+
+
+@app.command()
 def geometry(
     dictionary: Folder,
     store: Stores,

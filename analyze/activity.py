@@ -172,7 +172,7 @@ def figures(activity: Activity, store: Store, writes: list[str]) -> dict[str, An
         "rows": rows,
         "explained_variance": activity.reconstruction.explained_variance(),
         "explained_variance_by_site": {
-            site: activity.reconstruction.explained_variance(dimensions) for site, dimensions in _slices(store, writes)
+            site: activity.reconstruction.explained_variance(dimensions) for site, dimensions in slices(store, writes)
         },
         "l0": float(firing_F.sum() / rows),
         "dead_share": float((firing_F == 0).mean()),
@@ -188,8 +188,7 @@ def decoder_norm_shares(dictionary: Dictionary, store: Store, writes: list[str])
     if len(writes) == 1:
         return None
     parts = [
-        dictionary.W_dec[:, dimensions].norm(dim=1) / scale(store, [site])
-        for site, dimensions in _slices(store, writes)
+        dictionary.W_dec[:, dimensions].norm(dim=1) / scale(store, [site]) for site, dimensions in slices(store, writes)
     ]
     norms_FS = torch.stack(parts, 1).double().detach()
     shares_FS: np.ndarray = (norms_FS / norms_FS.sum(1, keepdim=True).clamp_min(1e-30)).float().numpy()
@@ -213,7 +212,7 @@ def density(firing_F: np.ndarray, rows: int) -> dict[str, list[float]]:
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
-def _slices(store: Store, sites: list[str]) -> Iterator[tuple[str, slice]]:
+def slices(store: Store, sites: list[str]) -> Iterator[tuple[str, slice]]:
     """Where each site lies in their concatenation."""
     at = 0
     for site in sites:

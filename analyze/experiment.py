@@ -192,6 +192,11 @@ class Experiment(Spec):
         found = self.model_harvests.get(harvest)
         return harvest if found and isinstance(self.corpora[found.corpus], CorpusSpec) else None
 
+    @property
+    def of_text(self) -> list[str]:
+        """Dictionaries of text models."""
+        return [name for name in self.dictionaries if self.lens_harvest(name)]
+
     def loaded_files(self, dictionary: str) -> list[str]:
         """What a dictionary from elsewhere is read from, where that is on this machine."""
         directory = pathlib.Path(self.loaded[dictionary].load).expanduser()

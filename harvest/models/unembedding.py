@@ -55,7 +55,7 @@ def read_unembedding(spec: ModelSpec, site: str, device: torch.device | str) -> 
     """
     if not (RESIDUAL.fullmatch(site) or site in (*EMBEDDINGS, FINAL)):
         raise NoLens(f"{site} is no place where the residual stream is written")
-    model = _causal_model(spec, device)
+    model = load_causal(spec, device)
     head = model.get_output_embeddings()
     head_path = next((path for path, module in model.named_modules() if module is head), None)
     if head_path is None or not head.weight.is_floating_point() or head.weight.is_meta:
@@ -73,7 +73,8 @@ def read_unembedding(spec: ModelSpec, site: str, device: torch.device | str) -> 
     return Unembedding(weight_VD, gain_D.to(weight_VD.device), centred)
 
 
-def _causal_model(spec: ModelSpec, device: torch.device | str) -> Any:
+def load_causal(spec: ModelSpec, device: torch.device | str) -> Any:
+    """The whole model, which predicts a token from those before it. Raises `NoLens` where it is of another kind."""
     if spec.backend == "open_clip":
         raise NoLens(f"the model {spec.id} has no output embedding: it is an open_clip model")
     transformers, config = import_transformers(), load_config(spec)
