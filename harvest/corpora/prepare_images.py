@@ -38,7 +38,7 @@ def _write(spec: ImageCorpusSpec, path: pathlib.Path) -> dict[str, Any]:
                 break
     if writer.images == 0:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.counts.items()))
-        source = next(key for key in ("folder", "dataset", "digits") if getattr(spec, key))
+        source = next(key for key in ("folder", "files", "dataset", "digits") if getattr(spec, key))
         raise UserError(f"{source}: {getattr(spec, source)}: gives no image ({reasons or 'there are no files'})")
     facts = {
         "schema": ImageCorpus.schema,
