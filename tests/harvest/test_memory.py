@@ -35,4 +35,4 @@ def test_memory_is_flat_in_the_length_of_the_corpus(tmp_path: Path) -> None:
     peaks = json.loads(said.stdout.splitlines()[-1])
     _, short, long = peaks["harvest"]
     assert long - short < 32 * MIB, peaks
-    assert peaks["prepare"][-1] - long < 14 * MIB, peaks
+    assert peaks["prepare"][-1] - long < 20 * MIB, peaks
