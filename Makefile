@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install install-test demo test check bench peers clean
+.PHONY: install install-test demo test check screenshot bench peers clean
 install: .venv/.installed
 install-test: .venv/.installed-test
 
@@ -19,9 +19,9 @@ install-test: .venv/.installed-test
 demo: install
 	$(BIN)/snakemake --cores all
 
-# A worker for each core, each with one thread.
+# A worker for each core, each with one thread. What was skipped is said, and why.
 test: install-test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -rs
 
 check: install-test
 	$(BIN)/ruff check .
@@ -29,6 +29,10 @@ check: install-test
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile
 	$(BIN)/python -m tests.lint_snakefile
+
+# The README's picture of the demo's report. Needs chromium.
+screenshot: install-test demo
+	$(BIN)/python -m tests.browser.screenshot results/demo/report analyze/report/screenshot.png
 
 bench: install-test
 	$(BIN)/python -m tests.benchmarks

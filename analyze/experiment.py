@@ -164,9 +164,11 @@ class Experiment(Spec):
         """What a corpus is read from on this machine: where it changes, the corpus is made again."""
         corpus = self.corpora[self.model_harvests[harvest].corpus]
         if isinstance(corpus, ImageCorpusSpec):
-            return folders_of(corpus)
-        patterns = [*(corpus.files or []), *corpus.lexicons.values()]
-        return [str(path) for pattern in patterns for path in matching_files(pattern)]
+            patterns = corpus.files or []
+            folders = folders_of(corpus)
+        else:
+            patterns, folders = [*(corpus.files or []), *corpus.lexicons.values()], []
+        return folders + [str(path) for pattern in patterns for path in matching_files(pattern)]
 
     def harvest_text(self, harvest: str) -> str:
         spec = self.harvests[harvest]

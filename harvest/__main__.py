@@ -128,13 +128,12 @@ def sites(
         str, typer.Argument(help="A model: YAML or JSON text or a file of it, a Hugging Face id or a directory.")
     ],
 ) -> None:
-    """List the sites of a model, to be written in a harvest, and the widths of their vectors."""
+    """List the sites of a model, to be written in a harvest: the widths of their vectors, and what a row can be."""
     chosen = read_model(model)
-    from harvest.models.load import load_model
-    from harvest.models.sites import list_sites
+    from harvest.models.listing import sites_by_input
     from harvest.overview import describe_sites
 
-    print(describe_sites(list_sites(load_model(chosen, "cpu"))))
+    print(describe_sites(dict(sites_by_input(chosen))))
 
 
 @app.command()

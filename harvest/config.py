@@ -179,7 +179,7 @@ class CorpusSpec(Spec):
 
 
 class ImageCorpusSpec(Spec):
-    """Images that a model sees, from one of `folder`, `dataset` and `digits`."""
+    """Images that a model sees, from one of `folder`, `files`, `dataset` and `digits`."""
 
     images: Count
     """Stop once exactly this many images are kept."""
@@ -187,6 +187,9 @@ class ImageCorpusSpec(Spec):
     """A folder of images on this machine. Each folder in it is a class, whose images may lie as deep as they like;
     images directly in it have none. Classes are mixed, so that any stretch holds them in their proportions and a small
     number of images still has them all. Labels: `class`."""
+    files: Annotated[list[str], Field(min_length=1), BeforeValidator(_as_list)] | None = None
+    """Local `.parquet` files, or patterns such as `photos/*.parquet`, read in the order of their paths, with an encoded
+    image in every record: its bytes, or as Hugging Face keeps them, `{bytes, path}`."""
     dataset: str | None = None
     """A dataset on the Hugging Face Hub, streamed in its own order; no more is downloaded than `images` need."""
     subset: str | None = None
@@ -203,16 +206,20 @@ class ImageCorpusSpec(Spec):
 
     @pydantic.model_validator(mode="after")
     def _one_source(self) -> "ImageCorpusSpec":
-        sources = [key for key in ("folder", "dataset", "digits") if getattr(self, key)]
+        sources = [key for key in ("folder", "files", "dataset", "digits") if getattr(self, key)]
         if len(sources) != 1:
-            raise ValueError(f"give exactly one of folder, dataset and digits, not {' and '.join(sources) or 'none'}")
-        if sources != ["dataset"] and self.model_fields_set & {"subset", "split", "revision", "column", "labels"}:
-            raise ValueError("subset, split, revision, column and labels are for a dataset on the Hub")
+            raise ValueError(
+                f"give exactly one of folder, files, dataset and digits, not {' and '.join(sources) or 'none'}"
+            )
+        if sources != ["dataset"] and self.model_fields_set & {"subset", "split", "revision"}:
+            raise ValueError("subset, split and revision are for a dataset on the Hub")
+        if sources[0] in ("folder", "digits") and self.model_fields_set & {"column", "labels"}:
+            raise ValueError("column and labels are for datasets and files")
         return self
 
     @property
     def label_sets(self) -> list[str]:
-        return self.labels if self.dataset else ["class"]
+        return ["class"] if self.folder or self.digits else self.labels
 
 
 def corpus_kind(values: Any) -> type[CorpusSpec] | type[ImageCorpusSpec]:

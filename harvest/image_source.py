@@ -20,7 +20,7 @@ from harvest.models.capture import Site, run_until_captured
 from harvest.models.load import model_facts
 from harvest.models.sites import chosen_sites
 from harvest.models.vision import load_vision
-from harvest.source import Column
+from harvest.source import Column, label_columns
 
 AHEAD = 3
 """Batches that are decoded and preprocessed, a thread each, while the model runs on the one before."""
@@ -68,7 +68,7 @@ class ImageSource:
         self.columns: Mapping[str, Column] = {
             "rows/document": Column("int32", None, of_images),
             **({} if self.whole else {"rows/position": Column("int32", None, {"grid": grid})}),
-            **{f"rows/labels/{name}": Column("int32", None, {"names": names}) for name, names in corpus.labels.items()},
+            **label_columns(corpus.labels),
         }
         self.tables: Mapping[str, np.ndarray] = {}
 

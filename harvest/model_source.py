@@ -13,7 +13,7 @@ from harvest.errors import UserError
 from harvest.models.capture import Site, capture, site_widths
 from harvest.models.load import context_limit, load_model, model_facts
 from harvest.models.sites import chosen_sites
-from harvest.source import Column
+from harvest.source import Column, label_columns
 
 
 class ModelSource:
@@ -46,7 +46,7 @@ class ModelSource:
             "rows/document": Column("int32"),
             "rows/position": Column("int32"),
             "rows/token": Column("int32"),
-            **{f"rows/labels/{name}": Column("int32", None, {"names": names}) for name, names in corpus.labels.items()},
+            **label_columns(corpus.labels),
         }
         self.tables: Mapping[str, np.ndarray] = corpus.vocabulary_tables()
 

@@ -7,16 +7,25 @@ from collections.abc import Iterator, Mapping, Sequence
 import zarr
 import zarr.errors
 
+from harvest.models.listing import Listed
 from harvest.store import Store
 
 SHORT = 88
 """Characters of a fact or of a list of names; the rest is dots."""
 
 
-def describe_sites(widths: Mapping[str, int | None]) -> str:
-    """A line a site. A site without a vector per token is there to be seen, but cannot be stored."""
-    rows = [(name, "no vector per token" if width is None else str(width)) for name, width in widths.items()]
-    return table(["site", "width"], rows)
+def describe_sites(by_input: Mapping[str, Mapping[str, Listed] | str]) -> str:
+    """A line a site, in a table for each kind of input. A site without a vector per token cannot be stored."""
+    titles = {kind: [f"site ({kind})", "width", "rows"] for kind in by_input}
+    return "\n\n".join(
+        f"{kind}: {sites}" if isinstance(sites, str) else table(titles[kind], list(_lines(sites)))
+        for kind, sites in by_input.items()
+    )
+
+
+def _lines(sites: Mapping[str, Listed]) -> Iterator[tuple[str, str, str]]:
+    for name, site in sites.items():
+        yield name, "no vector per token" if site.width is None else str(site.width), " or ".join(site.rows)
 
 
 def describe_store(store: Store) -> str:

@@ -17,6 +17,11 @@ class Column:
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
+def label_columns(labels: Mapping[str, list[str]]) -> dict[str, Column]:
+    """The column of every label set; its labels' names are in the attribute `names`, -1 stands for none."""
+    return {f"rows/labels/{name}": Column("int32", None, {"names": names}) for name, names in labels.items()}
+
+
 class Source(Protocol):
     """Rows as a pure function of their numbers, so that any shard can be made again, anywhere, with the same bytes.
 

@@ -15,7 +15,7 @@ from harvest.models.capture import Site, run_until_captured, text_inputs
 from harvest.models.load import context_limit, load_model, load_tokenizer, model_facts
 from harvest.models.sites import chosen_sites
 from harvest.models.text_tower import TextTower
-from harvest.source import Column
+from harvest.source import Column, label_columns
 
 
 class TextSource:
@@ -62,7 +62,7 @@ class TextSource:
         labels = {name: names for name, names in corpus.labels.items() if name not in of_tokens}
         self.columns: Mapping[str, Column] = {
             "rows/document": Column("int32"),
-            **{f"rows/labels/{name}": Column("int32", None, {"names": names}) for name, names in labels.items()},
+            **label_columns(labels),
         }
         self.tables: Mapping[str, np.ndarray] = {}
 

@@ -10,46 +10,28 @@ corpus.zarr/                        T tokens in S sequences, R of them kept; N d
 """
 
 import pathlib
-from typing import Any
 
 import numpy as np
-import zarr
 
-from harvest.errors import UserError
-
-SCHEMA = "corpus 1"
+from harvest.corpora.prepared import Prepared
 
 
-class Corpus:
+class Corpus(Prepared):
     """What `harvest.corpora.prepare` wrote, opened for reading. A row is a kept token.
 
     Only the offsets of the sequences (16 bytes each) are held in memory.
     Raises `UserError` if `path` is no such corpus.
     """
 
+    schema = "corpus 1"
+
     def __init__(self, path: str | pathlib.Path) -> None:
-        self.path = pathlib.Path(path)
-        try:
-            self.group = zarr.open_group(self.path, mode="r")
-            self.facts: dict[str, Any] = dict(self.group.attrs.asdict())
-        except (OSError, ValueError, KeyError):
-            raise UserError(f"corpus {path}: is no Zarr v3 group; prepare the corpus first") from None
-        if self.facts.get("schema") != SCHEMA:
-            raise UserError(f"corpus {path}: has schema {self.facts.get('schema')!r}, this version reads {SCHEMA!r}")
+        super().__init__(path)
         self.rows: int = self.facts["rows"]
-        self.fingerprint: str = self.facts["fingerprint"]
         self.longest: int = self.facts["longest"]
         """The most tokens in a sequence, special ones included."""
         self.sequences = self._read("sequences", 0, None)
         self.row_offsets = self._read("row_offsets", 0, None)
-
-    @property
-    def labels(self) -> dict[str, list[str]]:
-        """Label set -> its labels' names; `rows/labels/<set>` holds indices into them, -1 for none."""
-        group = self.group["labels"]
-        assert isinstance(group, zarr.Group)
-        attributes: dict[str, Any] = {name: array.attrs.asdict() for name, array in group.arrays()}
-        return {name: attributes[name]["names"] for name in sorted(attributes)}
 
     def sequences_of(self, start: int, stop: int) -> tuple[int, int]:
         """The sequences `[first, last)` that hold rows `start` to `stop`."""
@@ -79,14 +61,8 @@ class Corpus:
 
     def document_name(self, document: int) -> str:
         """What the document is called, such as `torch.nn.functional.relu`."""
-        begin, end = self._read("documents/offsets", document, document + 2)
-        return self._read("documents/bytes", int(begin), int(end)).tobytes().decode()
+        return self._string("documents", document)
 
     def vocabulary_tables(self) -> dict[str, np.ndarray]:
         """`vocabulary/bytes` (uint8) and `vocabulary/offsets` (V + 1,): token i is bytes offsets[i] to [i+1]."""
         return {path: self._read(path, 0, None) for path in ("vocabulary/bytes", "vocabulary/offsets")}
-
-    def _read(self, path: str, start: int, stop: int | None) -> np.ndarray:
-        array = self.group[path]
-        assert isinstance(array, zarr.Array)
-        return np.asarray(array[start:stop])

@@ -7,44 +7,26 @@ corpus.zarr/                        N images
 """
 
 import pathlib
-from typing import Any
 
 import numpy as np
 import zarr
 
-from harvest.errors import UserError
-
-SCHEMA = "images 1"
+from harvest.corpora.prepared import Prepared
 
 
-class ImageCorpus:
+class ImageCorpus(Prepared):
     """What `harvest.corpora.prepare` wrote of images, opened for reading.
 
     Only the offsets of the images (8 bytes each) are held in memory.
     Raises `UserError` if `path` is no such corpus.
     """
 
-    def __init__(self, path: str | pathlib.Path) -> None:
-        self.path = pathlib.Path(path)
-        try:
-            self.group = zarr.open_group(self.path, mode="r")
-            self.facts: dict[str, Any] = dict(self.group.attrs.asdict())
-        except (OSError, ValueError, KeyError):
-            raise UserError(f"corpus {path}: is no Zarr v3 group; prepare the corpus first") from None
-        if self.facts.get("schema") != SCHEMA:
-            raise UserError(f"corpus {path}: has schema {self.facts.get('schema')!r}, this version reads {SCHEMA!r}")
-        self.images: int = self.facts["images"]
-        self.fingerprint: str = self.facts["fingerprint"]
-        self.offsets = self._read("images/offsets", 0, None)
+    schema = "images 1"
 
-    @property
-    def labels(self) -> dict[str, list[str]]:
-        """Label set -> its labels' names."""
-        group = self.group.get("labels")
-        if not isinstance(group, zarr.Group):
-            return {}
-        attributes: dict[str, Any] = {name: array.attrs.asdict() for name, array in group.arrays()}
-        return {name: attributes[name]["names"] for name in sorted(attributes)}
+    def __init__(self, path: str | pathlib.Path) -> None:
+        super().__init__(path)
+        self.images: int = self.facts["images"]
+        self.offsets = self._read("images/offsets", 0, None)
 
     def encoded(self, start: int, stop: int) -> list[bytes]:
         """Images `start` to `stop`, each a file of its own; `harvest.corpora.images.decode` opens it."""
@@ -58,13 +40,7 @@ class ImageCorpus:
 
     def name(self, image: int) -> str:
         """Where the image was found: its path in the folder, or its number in the dataset."""
-        begin, end = self._read("names/offsets", image, image + 2)
-        return self._read("names/bytes", int(begin), int(end)).tobytes().decode()
-
-    def _read(self, path: str, start: int, stop: int | None) -> np.ndarray:
-        array = self.group[path]
-        assert isinstance(array, zarr.Array)
-        return np.asarray(array[start:stop])
+        return self._string("names", image)
 
 
 def holds_images(path: pathlib.Path) -> bool:

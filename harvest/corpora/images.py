@@ -5,7 +5,7 @@ import io
 import pathlib
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from harvest.config import ImageCorpusSpec
 from harvest.corpora.documents import LeftOut
-from harvest.corpora.records import check_columns, labels_of, writable
-from harvest.corpora.tables import open_dataset
+from harvest.corpora.records import check_columns, files_of, labels_of, writable
+from harvest.corpora.tables import Table, open_dataset, open_file
 from harvest.errors import UserError
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -92,6 +92,8 @@ def reason_to_leave_out(encoded: bytes) -> str | None:
 def _found(spec: ImageCorpusSpec, left_out: LeftOut) -> Iterator[FoundImage]:
     if spec.folder is not None:
         return _in_folder(pathlib.Path(spec.folder), left_out)
+    if spec.files is not None:
+        return _in_files(spec, left_out)
     return _in_dataset(spec, left_out) if spec.dataset is not None else _digits()
 
 
@@ -127,29 +129,51 @@ def _class_of(path: pathlib.Path) -> str | None:
 
 def _in_dataset(spec: ImageCorpusSpec, left_out: LeftOut) -> Iterator[FoundImage]:
     wanted = [spec.column, *spec.labels]
-    table = open_dataset(str(spec.dataset), spec.subset, spec.split, spec.revision, wanted, local="folder: {}")
-    check_columns(f"dataset {spec.dataset}", table, spec.column, spec.labels)
+    table = open_dataset(
+        str(spec.dataset), spec.subset, spec.split, spec.revision, wanted, local="folder: {0} or files: {0}/*.parquet"
+    )
+    return _in_table(f"dataset {spec.dataset}", table, spec, left_out, _bytes_or_file)
+
+
+def _in_files(spec: ImageCorpusSpec, left_out: LeftOut) -> Iterator[FoundImage]:
+    for path in files_of(spec.files or [], like="*.parquet"):
+        if path.suffix != ".parquet":
+            raise UserError(f"files: {path}: is no .parquet file; images in files of their own are given as folder")
+        table = open_file(path, [spec.column, *spec.labels], left_out)
+        yield from _in_table(f"files: {path}", table, spec, left_out, _bytes)
+
+
+def _in_table(
+    what: str, table: Table, spec: ImageCorpusSpec, left_out: LeftOut, encoded_in: Callable[[Any], bytes | None]
+) -> Iterator[FoundImage]:
+    """The images of the table that errors call `what`. `encoded_in`: a cell's value -> its encoded image, if any."""
+    check_columns(what, table, spec.column, spec.labels)
     for name, record in table.rows:
-        encoded = _encoded(record.get(spec.column))
+        encoded = encoded_in(record.get(spec.column))
         if encoded is None:
             left_out.add("records without an image", name)
         else:
-            yield FoundImage(encoded, labels_of(table, record, spec.labels), name)
+            yield FoundImage(encoded, labels_of(table, record, spec.labels), writable(name))
 
 
-def _encoded(value: Any) -> bytes | None:
-    """What a dataset has in place of an image: its bytes, or where its own file of them is."""
-    if isinstance(value, dict):
-        if value.get("bytes") is None and value.get("path"):
-            import fsspec  # opens files on the Hub and inside archives; datasets has imported it by now
-
-            try:
-                with fsspec.open(value["path"], "rb") as file:
-                    return bytes(file.read())
-            except OSError:
-                return None
-        value = value.get("bytes")
+def _bytes(value: Any) -> bytes | None:
+    """Those that a cell holds, as they are or as Hugging Face keeps an image: `{bytes, path}`."""
+    value = value.get("bytes") if isinstance(value, dict) else value
     return value if isinstance(value, bytes) else None
+
+
+def _bytes_or_file(value: Any) -> bytes | None:
+    """Also those of a file that a dataset on the Hub names. What a file on this machine names is not followed: it could
+    be any file, or an address on the network."""
+    if (found := _bytes(value)) is not None or not isinstance(value, dict) or not value.get("path"):
+        return found
+    import fsspec  # opens files on the Hub and inside archives; datasets has imported it by now
+
+    try:
+        with fsspec.open(value["path"], "rb") as file:
+            return bytes(file.read())
+    except OSError:
+        return None
 
 
 def _digits() -> Iterator[FoundImage]:

@@ -11,7 +11,7 @@ import zarr
 from harvest.config import CorpusSpec
 from harvest.corpora import documentation, records
 from harvest.corpora.chat import Conversations, plain_text
-from harvest.corpora.corpus import SCHEMA
+from harvest.corpora.corpus import Corpus
 from harvest.corpora.documents import Document, LeftOut
 from harvest.corpora.folder import write_whole
 from harvest.corpora.lexicon import Lexicon
@@ -55,7 +55,7 @@ def _write(spec: CorpusSpec, tokenizer: Any, path: pathlib.Path) -> dict[str, An
     if writer.rows == 0:
         raise UserError(f"{_source(spec)} gives no text ({left_out})")
     facts = {
-        "schema": SCHEMA,
+        "schema": Corpus.schema,
         "spec": spec.model_dump(mode="json"),
         "complete": writer.left == 0,  # false: the corpus ended before the budget was reached
         "left_out": dict(sorted(left_out.counts.items())),

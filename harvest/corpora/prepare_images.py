@@ -11,7 +11,7 @@ import zarr
 from harvest.config import ImageCorpusSpec
 from harvest.corpora.documents import LeftOut
 from harvest.corpora.folder import write_whole
-from harvest.corpora.image_corpus import SCHEMA
+from harvest.corpora.image_corpus import ImageCorpus
 from harvest.corpora.images import FoundImage, images
 from harvest.corpora.writer import GrowingArray
 from harvest.errors import UserError
@@ -38,10 +38,10 @@ def _write(spec: ImageCorpusSpec, path: pathlib.Path) -> dict[str, Any]:
                 break
     if writer.images == 0:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.counts.items()))
-        source = next(key for key in ("folder", "dataset", "digits") if getattr(spec, key))
+        source = next(key for key in ("folder", "files", "dataset", "digits") if getattr(spec, key))
         raise UserError(f"{source}: {getattr(spec, source)}: gives no image ({reasons or 'there are no files'})")
     facts = {
-        "schema": SCHEMA,
+        "schema": ImageCorpus.schema,
         "spec": spec.model_dump(mode="json"),
         "complete": writer.images == spec.images,  # false: the corpus ended before the budget was reached
         "left_out": dict(sorted(left_out.counts.items())),

@@ -43,6 +43,15 @@ def matching_files(pattern: str) -> list[pathlib.Path]:
     return sorted({path for path in map(pathlib.Path, found) if path.is_file()})
 
 
+def files_of(patterns: Sequence[str], like: str = "*.txt") -> list[pathlib.Path]:
+    """The files of all patterns, each once. Raises `UserError` for a pattern that no file matches."""
+    found = {pattern: matching_files(pattern) for pattern in patterns}
+    if empty := [pattern for pattern, files in found.items() if not files]:
+        folder = pathlib.Path(empty[0]).is_dir()
+        raise UserError(f"files: {empty[0]}: {f'a folder; give {empty[0]}/{like}' if folder else 'no such file'}")
+    return list(dict.fromkeys(path for files in found.values() for path in files))
+
+
 def _tables(spec: CorpusSpec, left_out: LeftOut) -> Iterator[tuple[str, Table, dict[str, str]]]:
     """(what an error calls it, its records, the labels of all of them)"""
     wanted = [spec.text_column, *spec.labels]
@@ -50,11 +59,7 @@ def _tables(spec: CorpusSpec, left_out: LeftOut) -> Iterator[tuple[str, Table, d
         name = str(spec.dataset)
         yield f"dataset {name}", open_dataset(name, spec.subset, spec.split, spec.revision, wanted), {}
         return
-    found = {pattern: matching_files(pattern) for pattern in spec.files}
-    if empty := [pattern for pattern, files in found.items() if not files]:
-        folder = pathlib.Path(empty[0]).is_dir()
-        raise UserError(f"files: {empty[0]}: {f'a folder; give {empty[0]}/*.txt' if folder else 'no such file'}")
-    for path in dict.fromkeys(path for files in found.values() for path in files):
+    for path in files_of(spec.files):
         yield f"files: {path}", open_file(path, wanted, left_out), {"source": writable(path.name)}
 
 

@@ -106,7 +106,10 @@ def _parquet(path: pathlib.Path, wanted: list[str]) -> Table:
 
         file = parquet.ParquetFile(path)
         # Beside the columns' types, a file that `datasets` wrote says which hold class labels, and which JSON.
-        features = _import_datasets().Features.from_arrow_schema(file.schema_arrow)
+        datasets = _import_datasets()
+        features = datasets.Features.from_arrow_schema(file.schema_arrow)
+        for column in [column for column, kind in features.items() if isinstance(kind, datasets.Image)]:
+            features[column] = datasets.Image(decode=False)
 
     def rows() -> Rows:
         with _readable(path), file:

@@ -134,25 +134,24 @@ class GrowingArray:
         self.chunk = CHUNK_BYTES // dtype.itemsize
         self.array = group.create_array(path, shape=(0,), dtype=dtype, chunks=(self.chunk,))
         self.dtype = dtype
-        self.held: list[np.ndarray] = []
-        self.count = 0
+        self.held = bytearray()
+        """What is not written yet, in one piece: an array for every document's few numbers takes ten times as much."""
         self.hash = hashlib.sha256(dtype.str.encode())
 
     def append(self, values: np.ndarray) -> None:
-        self.held.append(values.astype(self.dtype))
-        self.count += len(values)
-        if self.count >= self.chunk:
-            self._write(self.count // self.chunk * self.chunk)
+        self.held += values.astype(self.dtype).tobytes()
+        count = len(self.held) // self.dtype.itemsize
+        if count >= self.chunk:
+            self._write(count // self.chunk * self.chunk)
 
     def finish(self) -> str:
-        self._write(self.count)
+        self._write(len(self.held) // self.dtype.itemsize)
         return self.hash.hexdigest()
 
     def _write(self, count: int) -> None:
-        held = np.concatenate([*self.held, np.empty(0, self.dtype)])
-        whole, rest = held[:count], held[count:].copy()
+        whole = bytes(self.held[: count * self.dtype.itemsize])
+        del self.held[: len(whole)]
         end = self.array.shape[0]
         self.array.resize((end + count,))
-        self.array[end:] = whole
-        self.hash.update(whole.tobytes())
-        self.held, self.count = [rest], len(rest)
+        self.array[end:] = np.frombuffer(whole, self.dtype)
+        self.hash.update(whole)

@@ -61,19 +61,19 @@ def _vectors(value: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor | None:
 
 def site_widths(model: torch.nn.Module, sites: Collection[Site]) -> dict[str, int]:
     """Site name -> width of its activation vectors, seen by running the model on a few tokens."""
-    return {name: values.shape[-1] for name, values in capture(model, sites, *_few_tokens()).items()}
+    return {name: values.shape[-1] for name, values in capture(model, sites, *few_tokens()).items()}
 
 
 def widths_where_given(model: torch.nn.Module, sites: Collection[Site]) -> dict[str, int | None]:
     """`site_widths`, but None for a site that is never reached or has no vector per token."""
-    ids_BT, mask_BT = _few_tokens()
+    ids_BT, mask_BT = few_tokens()
     captured = run_until_captured(model, sites, text_inputs(model, ids_BT, mask_BT))
     vectors = {name: _vectors(value, ids_BT) for name, value in captured.items()}
     widths: dict[str, int | None] = {site.name: None for site in sites}
     return widths | {name: x_BTD.shape[-1] for name, x_BTD in vectors.items() if x_BTD is not None}
 
 
-def _few_tokens() -> tuple[torch.Tensor, torch.Tensor]:
+def few_tokens() -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask, both `(2, 11)`: a shape that heads, layers and experts do not come in by chance."""
     return torch.zeros((2, 11), dtype=torch.long), torch.ones((2, 11), dtype=torch.long)
 

@@ -88,12 +88,26 @@ def load_vision(spec: ModelSpec, device: torch.device | str) -> VisionTower:
         return VisionTower(body, _embed, preprocess)
 
 
+def sees_images(spec: ModelSpec) -> bool:
+    """Whether the model has a vision tower that `load_vision` loads."""
+    if spec.backend != "transformers":
+        return spec.backend == "open_clip"
+    return _vision_class(load_config(spec)) is not None
+
+
+def _vision_class(config: Any) -> Any:
+    """The class of transformers that a model's vision tower is; None where it has none whose images have one size."""
+    architecture = next(iter(getattr(config, "architectures", None) or ()), "")
+    kind = getattr(import_transformers(), TWO_TOWERS.get(config.model_type, architecture), None)
+    sees = getattr(kind, "main_input_name", None) == "pixel_values" and "siglip2" not in config.model_type
+    return kind if sees else None
+
+
 def _load_body(spec: ModelSpec, device: torch.device | str) -> Any:
     """The model without a classification head, but with the projection of its image embedding."""
-    transformers, config = import_transformers(), load_config(spec)
-    architecture = next(iter(getattr(config, "architectures", None) or ()), "")
-    kind = getattr(transformers, TWO_TOWERS.get(config.model_type, architecture), None)
-    if getattr(kind, "main_input_name", None) != "pixel_values" or "siglip2" in config.model_type:
+    config = load_config(spec)
+    kind = _vision_class(config)
+    if kind is None:
         raise UserError(
             f"model {spec.id}: {config.model_type} is no vision model whose images all have one size; expected CLIP, "
             "SigLIP, ViT, DINOv2 or the like"

@@ -50,6 +50,9 @@ def test_a_corpus_of_text_or_of_images(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     found = with_corpus(folder=str(tmp_path), images=3).corpus_files("h")
     assert found == [str(tmp_path), str(tmp_path / "cat")]
+    (tmp_path / "a.parquet").touch()
+    found = with_corpus(files=str(tmp_path / "*.parquet"), images=3).corpus_files("h")
+    assert found == [str(tmp_path / "a.parquet")]
 
 
 def test_whose_tokens_a_dictionarys_directions_are_read_in() -> None:
@@ -70,10 +73,10 @@ def test_whose_tokens_a_dictionarys_directions_are_read_in() -> None:
 @pytest.mark.parametrize(
     ("corpus", "says"),
     [
-        ({"images": 3, "digits": True, "token": 3}, "^corpora.c.token: unknown key; there are images, folder, dataset"),
+        ({"images": 3, "digits": True, "token": 3}, "^corpora.c.token: unknown key; there are images, folder, files"),
         ({"tokens": 3, "files": "x", "image": 3}, "^corpora.c.image: unknown key; there are documentation"),
         ({"images": "many", "digits": True}, '^corpora.c.images: "many": Input should be a valid integer'),
-        ({"images": 3}, "^corpora.c: .* give exactly one of folder, dataset and digits, not none"),
+        ({"images": 3}, "^corpora.c: .* give exactly one of folder, files, dataset and digits, not none"),
     ],
 )
 def test_mistakes_in_a_corpus(corpus: dict[str, Any], says: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from harvest.store import Store
-from tests.tiny import tiny_llama
+from tests.tiny import tiny_clip, tiny_llama, tiny_open_clip, tiny_siglip, tiny_vit
 
 SITES = '{"sites": ["layers.1.resid_post"]}'
 CORPUS = '{"documentation": ["tqdm"], "tokens": 600, "context": 32}'
@@ -205,7 +205,7 @@ def test_a_models_sites(prepared: Path, harvest: Any) -> None:
     rows = cells(said.out)
     parts = ["resid_pre", "attn_out", "mlp_in", "mlp_out", "resid_post"]
     names = ["embed", *(f"layers.{layer}.{part}" for layer in range(4) for part in parts), "final"]
-    assert rows == [["site", "width"], *([name, "24"] for name in names)]
+    assert rows == [["site (text)", "width", "rows"], *([name, "24", "tokens"] for name in names)]
     refused(harvest("sites", prepared / "nowhere"), "nowhere: the directory does not exist")
 
 
@@ -213,8 +213,31 @@ def test_the_sites_of_another_backend(prepared: Path, harvest: Any) -> None:
     said = harvest("sites", json.dumps({"id": str(prepared / "model"), "backend": "transformer_lens"}))
     assert (said.status, said.errors) == (0, [])
     rows = cells(said.out)
-    assert ["blocks.3.hook_resid_post", "24"] in rows
+    assert ["blocks.3.hook_resid_post", "24", "tokens"] in rows
     assert ["blocks.0.attn.hook_pattern", "no vector per token"] in rows
+
+
+@pytest.mark.parametrize(
+    ("make", "images", "text"),
+    [
+        (tiny_clip, ("patches or images", "32", "20"), ("24", "20")),
+        (tiny_siglip, ("patches", "32", "32"), ("24", "32")),
+        (tiny_vit, ("patches or images", "32", "32"), None),
+        (None, ("patches or images", "32", "20"), ("16", "20")),
+    ],
+)
+def test_the_sites_of_towers(make: Any, images: Any, text: Any, tmp_path: Path, harvest: Any) -> None:
+    architecture = {"id": "own", "backend": "open_clip", "random_seed": 0, "architecture": tiny_open_clip()}
+    said = harvest("sites", str(make(tmp_path / "model")) if make else json.dumps(architecture))
+    assert (said.status, said.errors) == (0, [])
+    tables = [cells(part) for part in said.out.strip().split("\n\n")]
+    assert [rows[0][0] for rows in tables] == ["site (images)", *(["site (text)"] if text else [])]
+    rows, width, pooled = images
+    assert ["layers.2.resid_post", width, rows] in tables[0]
+    assert ["pooled", pooled, "images"] in tables[0]
+    if text:
+        assert ["layers.1.mlp_in", text[0], "tokens or texts"] in tables[1]
+        assert ["pooled_normalized", text[1], "texts"] in tables[1]
 
 
 def test_what_a_store_holds(prepared: Path, tmp_path: Path, harvest: Any) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -199,6 +201,37 @@ def test_a_dataset_with_its_columns(dataset: str, tmp_path: Path) -> None:
     assert corpus.facts["left_out"] == {"images that do not decode": 1, "records without an image": 1}
 
 
+@pytest.fixture
+def parquet(tmp_path: Path) -> Path:
+    """Two files: as `datasets` writes a column of images, and as anyone may write bytes. One record names a file."""
+    (tmp_path / "secret.png").write_bytes(png(9))
+    cells = [{"bytes": png(1), "path": "1.png"}, None, {"bytes": None, "path": str(tmp_path / "secret.png")}]
+    kinds = {
+        "image": datasets.Image(),
+        "kind": datasets.ClassLabel(names=["x", "y"]),
+        "place": datasets.Value("string"),
+    }
+    columns = {"image": cells, "kind": [1, 0, 0], "place": ["Oslo", "Oslo", None]}
+    (tmp_path / "photos").mkdir()
+    datasets.Dataset.from_dict(columns, features=datasets.Features(kinds)).to_parquet(tmp_path / "photos/a.parquet")
+    table = pyarrow.table({"place": ["Bergen", "Oslo"], "image": [png(4), png(5)[:45]], "kind": ["y", "z"]})
+    pyarrow.parquet.write_table(table, tmp_path / "photos/b.parquet")
+    return tmp_path / "photos"
+
+
+def test_local_files_of_images(parquet: Path, tmp_path: Path) -> None:
+    what = {"files": str(parquet / "*.parquet"), "labels": ["kind", "place"], "images": 100}
+    corpus = prepared(tmp_path / "corpus.zarr", **what)
+    assert corpus.encoded(0, corpus.images) == [png(1), png(4)]
+    assert [corpus.name(number) for number in range(2)] == ["a.parquet:0", "b.parquet:0"]
+    assert corpus.labels == {"kind": ["y"], "place": ["Oslo", "Bergen"]}
+    assert {name: found.tolist() for name, found in corpus.read_labels(0, 2).items()} == {
+        "kind": [0, 0],
+        "place": [0, 1],
+    }
+    assert corpus.facts["left_out"] == {"images that do not decode": 1, "records without an image": 2}
+
+
 def test_a_dataset_of_files(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its records name files instead of holding their bytes."""
     for name in ("cat/notes.txt", "cat/broken.png", "cat/drawing.eps", "huge.png", "0.png", "1.png"):
@@ -219,13 +252,20 @@ def test_images_without_labels(dataset: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ({"images": 5}, "give exactly one of folder, dataset and digits, not none"),
+        ({"images": 5}, "give exactly one of folder, files, dataset and digits, not none"),
         ({"images": 5, "folder": "x", "digits": True}, "not folder and digits"),
         ({"images": 0, "digits": True}, "images: 0: Input should be greater than 0"),
         ({"digits": True}, "images: missing"),
-        ({"images": 5, "digits": True, "labels": ["class"]}, "are for a dataset on the Hub"),
+        ({"images": 5, "digits": True, "labels": ["class"]}, "column and labels are for datasets and files"),
+        ({"images": 5, "files": "x.parquet", "split": "test"}, "are for a dataset on the Hub"),
+        ({"images": 5, "files": "x.parquet"}, "^files: x.parquet: no such file$"),
+        ({"images": 5, "files": "tests"}, r"^files: tests: a folder; give tests/\*.parquet$"),
+        ({"images": 5, "files": "README.md"}, "^files: README.md: is no .parquet file; images in files .* folder$"),
         ({"images": 5, "folder": "x", "tokens": 3}, "tokens: unknown key; there are images, folder"),
-        ({"images": 5, "dataset": "tests"}, "^dataset tests: is on this machine; give its files as folder: tests$"),
+        (
+            {"images": 5, "dataset": "tests"},
+            "^dataset tests: is on this machine; give its files as folder: tests or files: tests/\\*.parquet$",
+        ),
         ({"images": 5, "folder": "nowhere"}, "folder: nowhere: no such folder"),
         (
             {"images": 5, "dataset": "some/pictures"},
