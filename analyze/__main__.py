@@ -112,14 +112,21 @@ def report(
     names: Names,
     results: Results,
     output: Annotated[pathlib.Path, typer.Option(help="The report's folder.")],
+    single_file: Annotated[
+        pathlib.Path | None, typer.Option(help="Also write the whole report into this one HTML file, if it is small.")
+    ] = None,
 ) -> None:
     """Write the HTML report from measurement files."""
     from analyze.report.build import build
+    from analyze.report.single import write_single_file
 
     dictionaries = [(name, results / "analyze" / name, results / "train" / name) for name in names]
     manifests = sorted(results.glob("harvest/*/activations.manifest.json"))
     table = results / "recovery.csv"
-    build(experiment, dictionaries, manifests, output, (table, results / "theory.json") if table.exists() else None)
+    truth = (table, results / "theory.json") if table.exists() else None
+    build(experiment, dictionaries, manifests, output, truth, results / "stability.json")
+    if single_file is not None:
+        write_single_file(output, single_file)
 
 
 main(app)

@@ -231,6 +231,9 @@ def _labels(folder: pathlib.Path, rng: np.random.Generator, firing_F: np.ndarray
     )
     centre = {"mean": 0.5, "median": 0.45}
     whole = {"sets": found, "token_purity": {**centre, "what": "token"}, "score": {**centre, "embedding": "final"}}
+    whole["distributions"] = {
+        key: _distribution(figures[key], low) for key, low in (("token_purity", 0), ("score", -1))
+    }
     _write(folder / "monosemanticity.json", whole)
 
 
@@ -239,6 +242,8 @@ def _of_labels(names: list[str], rows_L: np.ndarray, of_set: dict[str, Any], liv
         {
             **{"label": label, "rows": int(rows), "best_latent": place % len(live_F), "sharing": place % 4},
             **{figure: float(of_set[figure][place % len(live_F)]) for figure in ("f1", "precision", "recall", "auc")},
+            **{"absorption": None if place % 3 else 0.125, "anchored": place < 2},
+            **{"inner_product": 0.8, "encoder_cosine": 0.7, "decoder_cosine": 0.9},
         }
         for place, (label, rows) in enumerate(zip(names, rows_L, strict=True))
     ]
@@ -246,7 +251,17 @@ def _of_labels(names: list[str], rows_L: np.ndarray, of_set: dict[str, Any], liv
         statistic: {figure: float(by(values[live_F])) for figure, values in of_set.items()}
         for statistic, by in (("mean", np.mean), ("median", np.median))
     }
-    return {"labels": labels, "live": int(live_F.sum()), **central}
+    means = {"m_gt": 0.25, "m_ip": 0.8, "encoder_cosine": 0.7, "decoder_cosine": 0.9, "decoder_recovery": 0.5}
+    return {
+        **{"labels": labels, "live": int(live_F.sum()), **central},
+        "distributions": {figure: _distribution(values, 0) for figure, values in of_set.items()},
+        "class_means": {**means, "classes": len(names) - 2, "anchored": 2},
+    }
+
+
+def _distribution(values: np.ndarray, lowest: float) -> dict[str, list[float]]:
+    counts, edges = np.histogram(values[~np.isnan(values)], 20, (lowest, max(1.0, float(np.nanmax(values)))))
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
 def _geometry(

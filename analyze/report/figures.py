@@ -27,9 +27,25 @@ def of_experiment(dictionaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def of_dictionary(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    shares = summary["decoder_norm_share"]
-    return [_density([("latents", summary["density"], (0, "solid"))]), *([_shares(shares)] if shares else [])]
+def of_dictionary(dictionary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Firing rates; where there was training, its curves; and how far latents write what they read."""
+    summary, shares, cosines = dictionary["summary"], dictionary["summary"]["decoder_norm_share"], dictionary["cosines"]
+    found = [_density([("latents", summary["density"], (0, "solid"))]), *([_shares(shares)] if shares else [])]
+    if dictionary["curves"]:
+        found += of_experiment([{**dictionary, "style": (0, "solid")}])[:2]
+    return found + ([_cosine(cosines)] if cosines else [])
+
+
+def _cosine(found: dict[str, Any]) -> dict[str, Any]:
+    line = curve(0, "solid")
+    line["line"]["shape"] = "hv"
+    counts = [*found["counts"], found["counts"][-1]]
+    trace = {"type": "scatter", "mode": "lines", "name": "latents", "x": found["edges"], "y": counts, **line}
+    caption = (
+        "Cosine between each live latent’s encoder row and its decoder row: near 1 it writes the direction it reads."
+    )
+    x, y = axis("encoder–decoder cosine"), {**axis("live latents in a fortieth"), "rangemode": "tozero"}
+    return figure("cosines", "Encoder and decoder", caption, [{**trace, "fill": "tozeroy"}], x, y)
 
 
 def style(place: int) -> tuple[int, str]:

@@ -1,13 +1,10 @@
 """How figures and text read on a page."""
 
-import math
 import re
 import unicodedata
 from collections.abc import Callable
 from typing import Any
 
-LEVELS = 8
-"""Shades of an activation, the strongest being the latent's largest activation in the store."""
 MISSING = "–"
 
 
@@ -24,11 +21,6 @@ def _visible_character(character: str) -> str:
         return chr(0x2400 + code)
     # Format characters include those that turn the reading direction of everything after them.
     return "·" if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") else character
-
-
-def level(activation: float, largest: float) -> int:
-    """0 for none, 1 to `LEVELS` for a share of the largest."""
-    return min(LEVELS, math.ceil(LEVELS * activation / largest)) if activation > 0 else 0
 
 
 def share(value: float | None) -> str:
@@ -99,7 +91,6 @@ def in_form(value: float | None, form: str) -> str:
 
 FILTERS: dict[str, Callable[..., Any]] = {
     "visible": visible,
-    "level": level,
     "share": share,
     "decimal": decimal,
     "number": number,

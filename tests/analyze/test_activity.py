@@ -213,16 +213,21 @@ def test_shares_of_decoder_norm_do_not_depend_on_a_sites_scale(store: Store, tmp
     same, _ = shares_of(larger_store, tmp_path / "scaled", decoder * torch.tensor([1.0] * 4 + [3.0] * 6))
     np.testing.assert_allclose(same, shares, rtol=1e-5)
 
-    drawn = next(figure for figure in of_dictionary(summary) if figure["id"] == "shares")
+    drawn = next(figure for figure in of_dictionary(unlearned(summary)) if figure["id"] == "shares")
     live = load_file(tmp_path / "as-it-is" / "latents.safetensors")["firing"] > 0
     assert drawn["layout"]["xaxis"]["title"]["text"] == "share of decoder norm at in"
     assert [trace["name"] for trace in drawn["data"]] == ["in"]
     assert drawn["data"][0]["y"][:-1] == np.histogram(shares[live, 1], np.linspace(0, 1, 21))[0].tolist()
 
 
+def unlearned(summary: dict[str, Any]) -> dict[str, Any]:
+    """A dictionary of which nothing else is known."""
+    return {"summary": summary, "curves": [], "cosines": None}
+
+
 def test_of_three_sites_each_has_its_curve() -> None:
     shares = {"edges": [0, 0.5, 1], "sites": ["c", "a", "b"], "counts": [[1, 2], [2, 1], [3, 0]]}
-    figures = of_dictionary({"density": {"edges": [0.1, 1], "counts": [3]}, "decoder_norm_share": shares})
+    figures = of_dictionary(unlearned({"density": {"edges": [0.1, 1], "counts": [3]}, "decoder_norm_share": shares}))
     assert [(trace["name"], trace["y"]) for trace in figures[1]["data"]] == [
         ("c", [1, 2, 2]),
         ("a", [2, 1, 1]),

@@ -16,7 +16,6 @@ from analyze import examples, image_examples
 from analyze.activity import measure
 from analyze.examples import read_pack
 from analyze.image_examples import thumbnail
-from analyze.report.examples import choose
 from analyze.text_examples import AFTER, BEFORE, join_tokens
 from harvest import image_source
 from harvest.config import HarvestSpec, ImageCorpusSpec, ModelSpec
@@ -163,10 +162,3 @@ def test_bytes_that_are_no_text_are_replaced(pieces: list[bytes]) -> None:
     assert "".join(texts) == b"".join(pieces).decode(errors="replace")
     assert which == sorted(which)
     assert set(which) == set(range(len(texts)))
-
-
-def test_a_choice_of_latents_is_even_and_alive() -> None:
-    firing_F = np.array([0, 5, 9, 0, 9, 1])
-    assert choose(firing_F, 10).tolist() == [2, 4, 1, 5]
-    assert choose(firing_F, 2).tolist() == [2, 5]
-    assert choose(np.zeros(4, np.int64), 2).tolist() == []

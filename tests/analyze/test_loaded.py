@@ -71,7 +71,8 @@ def charts(page: Page) -> dict[str, list[dict[str, Any]]]:
 def test_every_page_is_there(results: Path) -> None:
     pages = {str(path.relative_to(results / "report")) for path in results.rglob("report/**/*.html")}
     dictionaries = {f"dictionaries/{name}.html" for name in ("resampled", *LOADED)}
-    assert pages == dictionaries | {"index.html", "recovery.html", "resampling.html", "theory.html"}
+    features = {f"features/{name}.html" for name in ("resampled", *LOADED)}
+    assert pages == dictionaries | features | {"index.html", "recovery.html", "resampling.html", "theory.html"}
     assert all(f"dictionaries/{name}.html" in Page(results / "report/recovery.html").links for name in LOADED)
 
 

@@ -1,5 +1,5 @@
 "use strict";
-// Draws the charts in the page's colours, sorts tables, and searches and sorts latents. All data is in the page.
+// Draws the charts in the page's colours, sorts tables, shows definitions and gives tables as CSV. All data is in the page.
 
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -61,31 +61,64 @@ function makeSortable(table) {
   }));
 }
 
-function browseLatents(form) {
-  const list = document.getElementById("latent-list");
-  const latents = [...list.children].map((card) => ({ card, text: card.textContent.toLowerCase() }));
-  const sort = () => {
-    const order = form.elements.order.value;
-    const [key, direction] = order.startsWith("-") ? [order.slice(1), 1] : [order, -1];
-    list.append(...[...list.children].sort((a, b) => direction * (a.dataset[key] - b.dataset[key])));
+// A definition shows beside what it defines, for the mouse and for the keyboard.
+function showDefinitions() {
+  const tip = document.createElement("div");
+  tip.className = "tip";
+  tip.id = "tip";
+  tip.setAttribute("role", "tooltip");
+  tip.hidden = true;
+  document.body.append(tip);
+  const show = (of) => {
+    tip.textContent = of.dataset.tip;
+    tip.hidden = false;
+    const place = of.getBoundingClientRect();
+    tip.style.left = `${Math.max(8, Math.min(place.left, innerWidth - tip.offsetWidth - 8))}px`;
+    const below = place.bottom + 6;
+    tip.style.top = `${below + tip.offsetHeight < innerHeight ? below : place.top - tip.offsetHeight - 6}px`;
   };
-  const search = () => {
-    const wanted = form.elements.search.value.trim().toLowerCase();
-    let shown = 0;
-    for (const { card, text } of latents) {
-      card.hidden = !(/^\d+$/.test(wanted) ? card.dataset.number === wanted || text.includes(wanted) : text.includes(wanted));
-      shown += !card.hidden;
-    }
-    form.elements.count.value = wanted ? `${shown} found` : "";
-  };
-  form.elements.order?.addEventListener("change", sort);
-  form.elements.search.addEventListener("input", search);
-  form.addEventListener("submit", (event) => event.preventDefault());
+  const hide = () => { tip.hidden = true; };
+  for (const button of document.querySelectorAll("thead button[title]")) {
+    button.dataset.tip = button.title;
+    button.removeAttribute("title");
+    button.setAttribute("aria-describedby", "tip");
+    button.addEventListener("mouseenter", () => show(button));
+    button.addEventListener("focus", () => show(button));
+    button.addEventListener("mouseleave", hide);
+    button.addEventListener("blur", hide);
+  }
+  addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
+  addEventListener("scroll", hide, true);
+}
+
+function csvOf(table) {
+  const quoted = (text) => /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  const cells = (row) => [...row.cells].flatMap((cell) => {
+    const text = cell.dataset.value ?? cell.textContent.trim().replace(/\s+/g, " ");
+    return [quoted(text), ...Array(cell.colSpan - 1).fill("")];
+  });
+  return [...table.rows].map((row) => cells(row).join(",")).join("\n") + "\n";
+}
+
+// Every table can be had as CSV, with all the digits that the measurement has.
+function offerCsv(table, place) {
+  const link = document.createElement("a");
+  link.className = "csv";
+  link.textContent = "CSV";
+  link.href = "#";
+  const title = table.caption?.textContent ?? table.closest("[aria-labelledby]")?.getAttribute("aria-labelledby") ?? "";
+  const name = `${document.title.split(" · ")[0]} ${title}`.trim().slice(0, 60).replace(/[^\p{L}\p{N}]+/gu, "-");
+  link.setAttribute("aria-label", `Download table ${place + 1} of this page as CSV`);
+  link.addEventListener("click", () => {
+    link.download = `${name}.csv`;
+    link.href = URL.createObjectURL(new Blob([csvOf(table)], { type: "text/csv" }));
+  });
+  table.closest(".scroll").after(link);
 }
 
 drawCharts();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawCharts);
 document.querySelectorAll("table.sortable").forEach(makeSortable);
 document.querySelectorAll(".key").forEach((key) => key.addEventListener("change", drawCharts));
-const controls = document.getElementById("latent-controls");
-if (controls) browseLatents(controls);
+document.querySelectorAll(".scroll > table").forEach(offerCsv);
+showDefinitions();
