@@ -76,11 +76,10 @@ def test_the_report_names_both_harvests(folder: Path) -> None:
     assert "base, chat" in page
     assert "Share of decoder norm" in page
     shares = load_file(folder / "analyze/diff/latents.safetensors")["decoder_norm_share"]
-    shown = re.findall(r'id="latent-(\d+)".* data-share1="([^"]+)"', page)
-    assert len(shown) == page.count("<dt>norm at chat/layers.2.resid_post</dt>") > 0
-    for latent, share in shown:
-        assert float(share) == shares[int(latent), 1]
-    assert "norm at" not in (folder / "report/dictionaries/anchored.html").read_text()
+    index = (folder / "report/features/diff/index.js").read_text()
+    (shown,) = re.findall(r'"key":"norm/chat/layers.2.resid_post".*?"values":\[([^\]]*)\]', index)
+    assert [float(share) for share in shown.split(",")] == pytest.approx(shares[:, 1].tolist(), rel=1e-3)
+    assert "Share of decoder norm" not in (folder / "report/dictionaries/anchored.html").read_text()
 
 
 def test_cfg_json_keeps_the_harvests_names(folder: Path) -> None:
