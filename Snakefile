@@ -372,8 +372,8 @@ rule stability:
         expand(rules.train.output, dictionary=experiment.dictionaries),
         expand(rules.measure.output, dictionary=experiment.dictionaries),
     output:
-        results / "stability.json",
-        directory(results / "stability"),
+        file=results / "stability.json",
+        pairs=directory(results / "stability"),
     log:
         results / "logs/stability.log",
     threads: workflow.cores
@@ -381,7 +381,7 @@ rule stability:
         results=results,
         dictionaries=list(experiment.dictionaries),
     shell:
-        "python -m analyze stability {params.dictionaries} --results {params.results} --output {output[0]}"
+        "python -m analyze stability {params.dictionaries} --results {params.results} --output {output.file}"
         " 2>&1 | tee {log}"
 
 
