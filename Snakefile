@@ -288,14 +288,35 @@ for name, dictionaries in experiment.passes.items():
             train_command
 
 
+def embedding_manifest(wildcards):
+    compared = experiment.dictionaries[wildcards.dictionary].compared_in
+    return expand(rules.harvest.output, harvest=compared[0]) if compared else []
+
+
+def embedding_of(dictionary):
+    """The options that say by which site a dictionary's rows are compared."""
+    spec = experiment.dictionaries[dictionary]
+    if spec.compared_in:
+        harvest, site = spec.compared_in
+        several = len(spec.harvests) > 1 and harvest in spec.harvests
+        yield from ("--embedding", f"{harvest}/{site}" if several else site)
+        if harvest not in spec.harvests:
+            store = results / "harvest" / harvest / "activations.zarr"
+            yield from ("--embedding-store", store)
+
+
 rule measure:
     input:
         rules.train.output,
         manifests_of,
+        embedding_manifest,
+        anchors=anchors_of,
     output:
         results / "analyze/{dictionary}/summary.json",
         results / "analyze/{dictionary}/latents.safetensors",
         results / "analyze/{dictionary}/labels.safetensors",
+        results / "analyze/{dictionary}/monosemanticity.json",
+        results / "analyze/{dictionary}/monosemanticity.safetensors",
         directory(results / "analyze/{dictionary}/examples"),
     log:
         results / "logs/measure-{dictionary}.log",
@@ -303,9 +324,14 @@ rule measure:
     params:
         dictionary=lambda wildcards: results / "train" / wildcards.dictionary,
         stores=lambda wildcards: list(stores_of(wildcards.dictionary)),
+        anchors=lambda wildcards, input: (
+            ["--anchors", *input.anchors] if input.anchors else []
+        ),
+        embedding=lambda wildcards: list(embedding_of(wildcards.dictionary)),
         folder=lambda wildcards: results / "analyze" / wildcards.dictionary,
     shell:
         "python -m analyze measure {params.dictionary} {params.stores:q} --output {params.folder}"
+        " {params.anchors:q} {params.embedding:q}"
         " 2>&1 | tee {log}"
 
 
@@ -401,9 +427,7 @@ rule recovery:
     params:
         dictionary=lambda wildcards: results / "train" / wildcards.dictionary,
         stores=lambda wildcards: list(stores_of(wildcards.dictionary)),
-        anchors=lambda wildcards, input: (
-            ["--anchors", *input.anchors] if input.anchors else []
-        ),
+        anchors=rules.measure.params.anchors,
         folder=rules.measure.params.folder,
     shell:
         "python -m analyze recovery {params.dictionary} {params.stores:q} --output {params.folder} {params.anchors:q}"

@@ -17,16 +17,33 @@ Stores = Annotated[
     typer.Option("--store", help="The store it was trained on, activations.zarr; repeated where there are several."),
 ]
 Output = Annotated[pathlib.Path, typer.Option(help="The folder the measurements go to.")]
+Anchors = Annotated[pathlib.Path | None, typer.Option(help="The anchors it was trained with; left out.")]
 Names = Annotated[list[str], typer.Argument(help="Dictionaries, in the order they are shown in.")]
 Results = Annotated[pathlib.Path, typer.Option(help="The experiment's results folder.")]
 
 
 @app.command()
-def measure(dictionary: Folder, store: Stores, output: Output) -> None:
-    """One pass over a store: what each latent does, how well the sites are reconstructed, the top examples."""
+def measure(
+    dictionary: Folder,
+    store: Stores,
+    output: Output,
+    anchors: Anchors = None,
+    embedding: Annotated[
+        str | None,
+        typer.Option(
+            help="A site that the dictionary does not read, to compare rows by: gives the MonoSemanticity score."
+        ),
+    ] = None,
+    embedding_store: Annotated[
+        pathlib.Path | None, typer.Option(help="The store of that site, where it is another one with the same rows.")
+    ] = None,
+) -> None:
+    """One pass over a store: what each latent does and stands for, how well sites are reconstructed, examples."""
     from analyze.activity import measure as measure_activity
+    from analyze.monosemanticity import Embedding
 
-    measure_activity(dictionary, store, output)
+    compared = None if embedding is None else Embedding(embedding, embedding_store)
+    measure_activity(dictionary, store, output, anchors, compared)
 
 
 @app.command()
@@ -34,7 +51,7 @@ def recovery(
     dictionary: Folder,
     store: Store,
     output: Output,
-    anchors: Annotated[pathlib.Path | None, typer.Option(help="The anchors it was trained with; left out.")] = None,
+    anchors: Anchors = None,
 ) -> None:
     """Compare a dictionary with the ground truth of the bench."""
     from analyze.recovery import measure_recovery

@@ -21,11 +21,13 @@ from analyze.cofiring import measure_cofiring
 from analyze.encoded import EncodedRows, encode_store
 from analyze.examples import write_examples
 from analyze.latents import LatentStatistics, histogram_edges, quantile_groups
+from analyze.monosemanticity import Embedding, Yardstick, measure_monosemanticity
 from analyze.variance import Reconstruction
 from harvest.errors import UserError
 from harvest.files import make_folder, write_json
 from harvest.joined import Place, open_store
 from harvest.store import Store
+from harvest.tasks import compute, merged
 from train.config import training_rows
 from train.dictionary import Dictionary
 from train.files import load
@@ -46,7 +48,13 @@ class Activity:
         return Activity(self.latents.merge(later.latents), self.reconstruction.merge(later.reconstruction))
 
 
-def measure(dictionary_folder: pathlib.Path, place: Place, output: pathlib.Path) -> None:
+def measure(
+    dictionary_folder: pathlib.Path,
+    place: Place,
+    output: pathlib.Path,
+    anchors: pathlib.Path | None = None,
+    embedding: Embedding | None = None,
+) -> None:
     """Measure a dictionary on the store it was trained on, as a whole and on the rows that training never saw.
 
     Writes into `output`:
@@ -62,8 +70,10 @@ def measure(dictionary_folder: pathlib.Path, place: Place, output: pathlib.Path)
     `labels.safetensors`: of each set `<set>/rows` `(L,)`, rows of each label, `<set>/firing` `(F, L)`, those in which a
     latent is active, and `<set>/sum`, its activations there.
     `examples/` and `images/`: what `analyze.examples.write_examples` writes.
+    `monosemanticity.json` and `monosemanticity.safetensors`: what `measure_monosemanticity` writes, with `anchors` left
+    out, and rows compared by `embedding`.
     The codes lie in `output` for a time (8 bytes an active latent); a measurement that was killed goes on with them.
-    Raises `UserError` for a store that is unfinished or not the dictionary's.
+    Raises `UserError` for a store that is unfinished or not the dictionary's, and as `Yardstick.of` does.
     """
     store = open_store(place)
     dictionary, cfg = load(dictionary_folder)
@@ -71,27 +81,21 @@ def measure(dictionary_folder: pathlib.Path, place: Place, output: pathlib.Path)
     if facts["store"] != store.fingerprint:
         raise UserError(f"store {store.path}: the dictionary in {dictionary_folder} was trained on another one")
     store.check_finished()
+    against = Yardstick.of(store, facts, anchors, embedding)
     make_folder(output)
     kept = training_rows(store.rows, facts["spec"]["holdout"])
     encoded = encode_store(dictionary_folder, place, sorted({0, kept, store.rows}), output / "encoded")
     unit = scale(store, facts["writes"])
+    measure_later = dask.delayed(measure_block, pure=False)
     parts = [
-        dask.compute(folded(encoded, place, blocks, unit), scheduler="threads", num_workers=1)[0]
+        compute([merged([measure_later(encoded, store.place, number, unit) for number in blocks], Activity.merge)])[0]
         for _, blocks in itertools.groupby(range(len(encoded.ranges)), lambda number: encoded.ranges[number][0] >= kept)
     ]
     held_out = parts[1] if len(parts) > 1 else None
     whole = reduce(Activity.merge, parts)
+    measure_monosemanticity(dictionary, facts, store, encoded, whole.latents, against, output)
     _write(encoded, whole, held_out, store, facts, decoder_norm_shares(dictionary, store, facts["writes"]), output)
     shutil.rmtree(encoded.folder)
-
-
-def folded(encoded: EncodedRows, place: Place, blocks: Iterator[int], unit: float) -> Any:
-    """A Dask task for the `Activity` of blocks that lie next to each other, merged in a tree that keeps their order."""
-    level = [dask.delayed(measure_block, pure=False)(encoded, place, number, unit) for number in blocks]
-    merge = dask.delayed(Activity.merge, pure=False)
-    while len(level) > 1:
-        level = [merge(*pair) if len(pair := level[i : i + 2]) == 2 else pair[0] for i in range(0, len(level), 2)]
-    return level[0]
 
 
 def measure_block(encoded: EncodedRows, place: Place, number: int, unit: float) -> Activity:

@@ -16,7 +16,6 @@ from typing import Any
 import dask
 import numpy as np
 import torch
-from dask.callbacks import Callback
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from harvest.files import make_folder, read_json, write_json
 from harvest.joined import Place, open_store
 from harvest.progress import progress
 from harvest.store import Store
+from harvest.tasks import compute
 from train.dictionary import Codes
 from train.files import load
 from train.kernels import DensePattern
@@ -57,7 +57,7 @@ class EncodedRows:
 
     def __init__(self, folder: pathlib.Path) -> None:
         facts = read_json(folder / "encoded.json", "encoded rows")
-        self.folder, self.latents = folder, int(facts["latents"])
+        self.folder, self.latents = folder.absolute(), int(facts["latents"])
         self.ranges: list[tuple[int, int]] = [(start, stop) for start, stop in facts["ranges"]]
 
     @property
@@ -121,11 +121,12 @@ def encode_store(dictionary_folder: pathlib.Path, place: Place, edges: list[int]
     encoded = EncodedRows(folder)
     missing = encoded.missing
     rows = sum(stop - start for start, stop in (ranges[number] for number in missing))
-    _check_disk(folder, int(rows * (l0 + 1) * PLACE_BYTES))
-    tasks = [dask.delayed(_encode_block, pure=False)(encoded, number, dictionary_folder, place) for number in missing]
-    with progress(rows, "encode") as bar, _Progress(bar):
-        # One block at a time: its products use every core already.
-        dask.compute(tasks, scheduler="threads", num_workers=1)
+    check_disk(folder, int(rows * (l0 + 1) * PLACE_BYTES))
+    encode = dask.delayed(_encode_block, pure=False)
+    tasks = [encode(encoded, number, dictionary_folder.absolute(), store.place) for number in missing]
+    sizes = (ranges[number][1] - ranges[number][0] for number in missing)
+    with progress(rows, "encode") as bar:
+        compute(tasks, bar=bar, amounts={task.key: size for task, size in zip(tasks, sizes, strict=True)})
     return encoded
 
 
@@ -142,7 +143,8 @@ def _begin(folder: pathlib.Path, facts: dict[str, Any]) -> None:
     write_json(folder / "encoded.json", facts)
 
 
-def _check_disk(folder: pathlib.Path, needed: int) -> None:
+def check_disk(folder: pathlib.Path, needed: int) -> None:
+    """Raises `UserError` where so many bytes do not fit."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
@@ -163,8 +165,8 @@ def batch_rows(latents: int) -> int:
 
 
 @torch.inference_mode()
-def _encode_block(encoded: EncodedRows, number: int, dictionary_folder: pathlib.Path, place: Place) -> int:
-    """Encode and write one block; returns its rows."""
+def _encode_block(encoded: EncodedRows, number: int, dictionary_folder: pathlib.Path, place: Place) -> None:
+    """Encode and write one block."""
     store = open_store(place)
     dictionary, cfg = load(dictionary_folder)
     dictionary.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -183,7 +185,6 @@ def _encode_block(encoded: EncodedRows, number: int, dictionary_folder: pathlib.
     counts_B, latents_N, values_N = (np.concatenate(part) for part in zip(*parts, strict=True))
     offsets_B1 = np.concatenate([[0], np.cumsum(counts_B)])
     encoded.write(number, Places(start, offsets_B1, latents_N, values_N), reconstruction)
-    return stop - start
 
 
 def active_places(codes: Codes) -> tuple[Tensor, Tensor, Tensor]:
@@ -206,15 +207,3 @@ def read_rows(store: Store, sites: list[str], start: int, stop: int) -> Tensor:
 def blocks_of(encoded: EncodedRows, start: int, stop: int) -> Iterator[int]:
     """The blocks that hold rows `start` to `stop`."""
     return (number for number, (first, last) in enumerate(encoded.ranges) if first < stop and start < last)
-
-
-class _Progress(Callback):  # type: ignore[misc]
-    """Moves a bar by the rows of every block that is done."""
-
-    def __init__(self, bar: Any) -> None:
-        self.bar = bar
-        super().__init__(posttask=self._after)
-
-    def _after(self, key: str, result: Any, *_: Any) -> None:
-        if str(key).startswith("_encode_block"):
-            self.bar.update(result)

@@ -47,6 +47,10 @@ class OfHarvests(Spec):
     harvest: Name | list[Name]
     """Several must have the same rows, as two models have that read one corpus: sites are then `<harvest>/<site>`."""
 
+    embedding: str | None = None
+    """The site that rows are compared by for the MonoSemanticity score (Pach et al. 2025), which should know nothing of
+    the dictionary: one that it does not read, or `<harvest>/<site>` of another harvest with the same rows."""
+
     @pydantic.field_validator("harvest")
     @classmethod
     def _are_different(cls, harvest: str | list[str]) -> str | list[str]:
@@ -57,6 +61,14 @@ class OfHarvests(Spec):
     @property
     def harvests(self) -> list[str]:
         return [self.harvest] if isinstance(self.harvest, str) else self.harvest
+
+    @property
+    def compared_in(self) -> tuple[str, str] | None:
+        """The harvest and the site of `embedding`."""
+        if self.embedding is None:
+            return None
+        harvest, slash, site = self.embedding.partition("/")
+        return (harvest, site) if slash else (self.harvests[0], self.embedding)
 
 
 class TrainedDictionary(OfHarvests, DictionarySpec):
@@ -100,6 +112,7 @@ class Experiment(Spec):
                         "it may have many sites itself"
                     )
             _check_sites(f"dictionaries.{name}", dictionary)
+            _check_embedding(f"dictionaries.{name}.embedding", dictionary, self.harvests)
         return self
 
     @pydantic.model_validator(mode="after")
@@ -185,7 +198,7 @@ class Experiment(Spec):
         return [name for name, spec in self.dictionaries.items() if spec.harvests[0] in self.bench_harvests]
 
     def dictionary_text(self, dictionary: str) -> str:
-        return _text(self.dictionaries[dictionary], exclude={"harvest", "together"})
+        return _text(self.dictionaries[dictionary], exclude={"harvest", "together", "embedding"})
 
     def lens_harvest(self, dictionary: str) -> str | None:
         """The harvest of the site that is written last, where it is a model's of text: its tokens can be read there."""
@@ -231,6 +244,17 @@ def _check_sites(key: str, dictionary: TrainedDictionary | LoadedDictionary) -> 
         if bool(slash) != several or (several and harvest not in dictionary.harvests):
             wanted = " or ".join(f"{name}/<site>" for name in dictionary.harvests) if several else "<site>"
             raise ValueError(f"{key}: {site}: a site of {', '.join(dictionary.harvests)} is written {wanted}")
+
+
+def _check_embedding(key: str, dictionary: TrainedDictionary | LoadedDictionary, harvests: dict[str, Any]) -> None:
+    if dictionary.compared_in is None:
+        return
+    harvest, site = dictionary.compared_in
+    if len(dictionary.harvests) > 1 and "/" not in str(dictionary.embedding):
+        raise ValueError(f"{key}: {site}: of several harvests; write <harvest>/{site}")
+    _known(key, harvest, harvests)
+    if {site, f"{harvest}/{site}"} & set(dictionary.reads) and harvest in dictionary.harvests:
+        raise ValueError(f"{key}: {dictionary.embedding}: the dictionary reads it; name a site that it does not")
 
 
 def _text(spec: Spec, exclude: set[str] | None = None) -> str:

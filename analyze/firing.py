@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from analyze.encoded import active_places, batch_rows
+from harvest.joined import Place, open_store
 from harvest.store import Store
 from train.dictionary import Dictionary
 from train.files import load
@@ -60,10 +61,10 @@ class Firing:
 
 @torch.inference_mode()
 def firing_of_rows(
-    block: tuple[int, int], dictionary_folder: pathlib.Path, store_path: pathlib.Path, matched_N: np.ndarray
+    block: tuple[int, int], dictionary_folder: pathlib.Path, place: Place, matched_N: np.ndarray
 ) -> Firing:
     """The `Firing` of rows `block[0]` to `block[1]`."""
-    store = Store(store_path)
+    store = open_store(place)
     dictionary, cfg = load(dictionary_folder)
     dictionary.to("cuda" if torch.cuda.is_available() else "cpu")
     parents_N = parents_of(store)

@@ -10,19 +10,20 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import dask.bag
+import dask
 import numpy as np
 import torch
 from safetensors.numpy import save_file
 from scipy.optimize import linear_sum_assignment
-from tqdm.dask import TqdmCallback
 
 from analyze.encoded import batch_rows
 from analyze.firing import Firing, active_latents, firing_of_rows, parents_of
 from analyze.theory.problem import dead, polysemantic
 from harvest.errors import UserError
 from harvest.files import make_folder, read_json, write_json, write_text
+from harvest.progress import progress
 from harvest.store import Store
+from harvest.tasks import compute, merged
 from train.anchors import load_anchors
 from train.dictionary import Dictionary
 from train.files import load
@@ -68,14 +69,12 @@ def measure_recovery(
     parents_N = parents_of(store)
     arrays = directions(dictionary, read_PN, written_RN)
     blocks = [(i, min(i + store.layout.shard_rows, store.rows)) for i in range(0, store.rows, store.layout.shard_rows)]
-    with TqdmCallback(desc="recovery", mininterval=2):
-        # One block at a time: its products use every core already.
-        firing: Firing = (
-            dask.bag.from_sequence(blocks, partition_size=1)
-            .map(firing_of_rows, dictionary_folder, store_path, arrays["matched_latent"])
-            .fold(Firing.merge)
-            .compute(scheduler="threads", num_workers=1)
-        )
+    fire_later = dask.delayed(firing_of_rows, pure=False)
+    tasks = [fire_later(block, dictionary_folder.absolute(), store.place, arrays["matched_latent"]) for block in blocks]
+    sizes = {task.key: stop - start for task, (start, stop) in zip(tasks, blocks, strict=True)}
+    firing: Firing
+    with progress(store.rows, "recovery") as bar:
+        (firing,) = compute([merged(tasks, Firing.merge)], bar=bar, amounts=sizes)
     typical_PN = read_PN * firing.magnitude_N
     lost_N = lost_children(dictionary, typical_PN, arrays["matched_latent"], parents_N)
     arrays |= {**firing.scores(arrays["matched_latent"], parents_N), "lost_child": lost_N, "anchored": anchored_N}

@@ -34,8 +34,12 @@ class JoinedStore(Store):
             raise UserError(f"store: {', '.join(map(str, paths))}: their folders must have different names")
         (_, first), *others = self.parts.items()
         for _, other in others:
-            _check_same_rows(first, other)
-        self.place, self.path, self.group = list(paths), first.path, first.group
+            check_same_rows(first, other)
+            if first.dtype != other.dtype:
+                which = f"stores {first.path} and {other.path}"
+                raise UserError(f"{which}: {first.dtype} and {other.dtype}; both models must have the same dtype")
+        self.place, self.path, self.group = [path.absolute() for path in paths], first.path, first.group
+        self.first = first
         fingerprints = {name: part.fingerprint for name, part in self.parts.items()}
         self.fingerprint = hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest()
         self.facts = {name: part.facts for name, part in self.parts.items()}
@@ -79,13 +83,12 @@ class JoinedStore(Store):
         return part.statistics(name)
 
 
-def _check_same_rows(one: Store, other: Store) -> None:
-    """The same tokens of the same documents, whatever else differs."""
+def check_same_rows(one: Store, other: Store) -> None:
+    """The same tokens of the same documents, whatever else differs; else a `UserError`."""
+    one, other = (store.first if isinstance(store, JoinedStore) else store for store in (one, other))
     which = f"stores {one.path} and {other.path}"
     if one.rows != other.rows:
         raise UserError(f"{which}: {one.rows} and {other.rows} rows; both must be harvested from the same corpus")
-    if one.dtype != other.dtype:
-        raise UserError(f"{which}: {one.dtype} and {other.dtype}; both models must have the same dtype")
     if "corpus" not in one.facts or "corpus" not in other.facts:
         raise UserError(f"{which}: only rows from a corpus can be told to be the same; the bench has many sites itself")
     if one.facts["corpus"] == other.facts["corpus"]:

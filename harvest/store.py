@@ -71,8 +71,8 @@ class Store:
 
     def __init__(self, path: str | pathlib.Path) -> None:
         self.path = pathlib.Path(path)
-        self.place: pathlib.Path | Sequence[pathlib.Path] = self.path
-        """What `harvest.joined.open_store` opens it from."""
+        self.place: pathlib.Path | Sequence[pathlib.Path] = self.path.absolute()
+        """What `harvest.joined.open_store` opens it from, in any process."""
         try:
             self.group = zarr.open_group(self.path, mode="r")
             attributes: dict[str, Any] = self.group.attrs.asdict()

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import dask.bag
+import dask
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,7 @@ from harvest.errors import UserError
 from harvest.files import make_folder
 from harvest.joined import Place, open_store
 from harvest.store import Store
+from harvest.tasks import compute, merged
 from train.config import AnchorSpec, DictionarySpec, training_rows
 from train.scaling import Scaling
 
@@ -166,12 +167,10 @@ def label_sums(
     concatenation of `sites`, and their number `(G,)`. The last group are the rows without a label."""
     groups = [len(store.labels[name]) + 1 for name in label_sets]
     blocks = [(start, min(start + store.layout.shard_rows, rows)) for start in range(0, rows, store.layout.shard_rows)]
-    sums_GD = (
-        dask.bag.from_sequence(blocks, partition_size=1)
-        .map(_group_sums, store.place, sites, [f"rows/labels/{name}" for name in label_sets], groups)
-        .fold(operator.add)
-        .compute(scheduler="threads")
-    )
+    sum_later = dask.delayed(_group_sums, pure=False)
+    labels = [f"rows/labels/{name}" for name in label_sets]
+    tasks = [sum_later(block, store.place, sites, labels, groups) for block in blocks]
+    (sums_GD,) = compute([merged(tasks, operator.add)], at_once=None)
     parts = np.split(sums_GD, np.cumsum(groups)[:-1])
     return {name: (part[:, :-1], part[:, -1]) for name, part in zip(label_sets, parts, strict=True)}
 

@@ -40,8 +40,8 @@ LABEL_FIGURES = (
     Figure(
         "absorption",
         "Absorption",
-        "Share of the label’s rows that more special latents took from those that stand for it (after Chanin et al. "
-        "2024, arXiv 2409.14507).",
+        "Share of the label’s rows in which no latent that stands for it is active, but a more special one is, "
+        "most of whose rows carry the label (after Chanin et al. 2024, arXiv 2409.14507).",
         "share",
     ),
 )
@@ -50,7 +50,7 @@ WITHOUT_LABELS = tuple(f for f in OF_LATENTS if f.key in ("token_purity", "score
 
 def monosemanticity_page(dictionaries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Page -> what it shows: `monosemanticity`, where it was measured."""
-    found = [d for d in dictionaries if d["meaning"] is not None]
+    found = [d for d in dictionaries if (m := d["meaning"]) and (m["sets"] or m["token_purity"] or m["score"])]
     if not found:
         return {}
     styles = _styles(found)

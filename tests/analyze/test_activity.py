@@ -157,7 +157,7 @@ def test_the_same_measurement_gives_the_same_bytes(store: Store, tmp_path: pathl
     for name in ("one", "other"):
         measure(tmp_path / "dictionary", store.path, tmp_path / name)
     files = [file.relative_to(tmp_path / "one") for file in (tmp_path / "one").rglob("*") if file.is_file()]
-    assert len(files) == 4
+    assert len(files) == 6
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "other" / file).read_bytes(), file
 

@@ -155,3 +155,48 @@ def test_mistakes_in_several_harvests(harvest: Any, site: str, says: str) -> Non
     with pytest.raises(UserError, match=says) as raised:
         over(harvest, [site])
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("harvest", "reads", "embedding", "found"),
+    [
+        ("base", "in", None, None),
+        ("base", "in", "out", ("base", "out")),
+        ("base", "in", "tuned/in", ("tuned", "in")),
+        (["base", "tuned"], "base/in", "tuned/out", ("tuned", "out")),
+        ("base", "in", "in", "dictionaries.d.embedding: in: the dictionary reads it"),
+        ("base", "in", "base/in", "dictionaries.d.embedding: base/in: the dictionary reads it"),
+        ("base", "in", "other/in", "dictionaries.d.embedding: other: no such name; there are base, tuned"),
+        (
+            ["base", "tuned"],
+            "base/in",
+            "out",
+            "dictionaries.d.embedding: out: of several harvests; write <harvest>/out",
+        ),
+    ],
+)
+def test_what_rows_are_compared_by(harvest: Any, reads: str, embedding: str | None, found: Any) -> None:
+    model, corpus = {"model": "m", "corpus": "c"}, {"files": ["x.txt"], "tokens": 100}
+    config = {
+        "name": "embedding",
+        "models": {"m": {"id": "x"}},
+        "corpora": {"c": corpus},
+        "harvests": {name: {**model, "sites": ["in", "out"]} for name in ("base", "tuned")},
+        "dictionaries": {
+            "d": {
+                "harvest": harvest,
+                "reads": [reads],
+                "latents": 8,
+                "sparsity": {"topk": {"l0": 2}},
+                "tokens": 100,
+                "embedding": embedding,
+            }
+        },
+    }
+    if isinstance(found, str):
+        with pytest.raises(UserError, match=found):
+            load_experiment(config, "x.yaml")
+        return
+    experiment = load_experiment(config, "x.yaml")
+    assert experiment.dictionaries["d"].compared_in == found
+    assert "embedding" not in experiment.dictionary_text("d")  # naming another is no reason to train again

@@ -43,6 +43,14 @@ def test_stores_of_images_and_of_patches(finished: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_what_latents_stand_for(finished: Path, name: str) -> None:
+    found = json.loads((finished / f"analyze/{name}/monosemanticity.json").read_text())
+    assert [label["anchored"] for label in found["sets"]["class"]["labels"]] == [name.endswith("anchored")] * 10
+    assert (found["score"] or {}).get("embedding") == ("layers.2.resid_post" if name.startswith("embedding") else None)
+    assert (finished / "report/monosemanticity.html").is_file()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_report_shows_the_images(finished: Path, name: str) -> None:
     measured, shown = finished / f"analyze/{name}", finished / f"report/features/{name}"
     examples = [
