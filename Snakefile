@@ -10,7 +10,7 @@ from harvest.errors import UserError
 begun = time.monotonic()
 # The rules' `python` is the one that runs Snakemake, whether its environment is activated or not.
 folder = shlex.quote(str(pathlib.Path(sys.executable).parent))
-shell.prefix(f"set -euo pipefail; PATH={folder}:$PATH; ")
+prefix = f"set -euo pipefail; PATH={folder}:$PATH; "
 if not workflow.configfiles:
 
     configfile: "configs/demo.yaml"
@@ -22,6 +22,9 @@ except UserError as error:
     print(f"error: {workflow.configfiles[0]}: {error}", file=sys.stderr)
     sys.exit(2)
 
+if experiment.dask:
+    prefix += f"export DASK_SCHEDULER_ADDRESS={shlex.quote(experiment.dask)}; "
+shell.prefix(prefix)
 results = pathlib.Path("results") / experiment.name
 
 

@@ -3,13 +3,16 @@
 Shapes: F latents, K rows of a sample, C candidates of a latent, P pairs.
 """
 
+import operator
 from dataclasses import dataclass
 
+import dask
 import numpy as np
 from scipy import sparse
 
 from analyze.encoded import EncodedRows, Places
 from analyze.latents import hash_of
+from harvest.tasks import compute, merged
 
 CANDIDATES = 16
 PARTNERS = 8
@@ -45,9 +48,9 @@ def measure_cofiring(encoded: EncodedRows, firing_F: np.ndarray, sample_rows_FK:
     swap_n = np.lexsort((np.stack([latent_n, partner_n]), firing_F[np.stack([latent_n, partner_n])]), axis=0)
     ordered_2n = np.take_along_axis(np.stack([latent_n, partner_n]), swap_n, 0)
     (other, one), pair_n = np.unique(ordered_2n[::-1], axis=1, return_inverse=True)
-    both = np.zeros(len(one), np.int64)
-    for number in range(len(encoded.ranges)):
-        both += count_together(encoded.block(number), len(firing_F), one, other)
+    count_later = dask.delayed(_count_in_block, pure=False)
+    tasks = [count_later(encoded, number, one, other) for number in range(len(encoded.ranges))]
+    (both,) = compute([merged(tasks, operator.add)])
     both_n = both[pair_n.ravel()]
     fired_F = firing_F.astype(np.float64)
     phi_FC, jaccard_FC = np.full(candidates_FC.shape, -np.inf), np.zeros(candidates_FC.shape)
@@ -98,6 +101,10 @@ def candidates(sample_rows_FK: np.ndarray, firing_F: np.ndarray, rows: int) -> n
         best = rank < CANDIDATES
         found_FC[one[best], rank[best]] = other[best]
     return found_FC
+
+
+def _count_in_block(encoded: EncodedRows, number: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return count_together(encoded.block(number), encoded.latents, one, other)
 
 
 def count_together(places: Places, latents: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ def _on_scheduler(address: str, tasks: Sequence[Any], bar: Any, amounts: Mapping
     from distributed import Client, as_completed
 
     try:
-        client = Client(address, timeout=10, set_as_default=False)
+        client = Client(address)
     except (OSError, ValueError, TimeoutError) as error:
         raise UserError(
             f"dask: {address}: no scheduler answers there ({error}); start one with `dask scheduler`"
