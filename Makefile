@@ -39,10 +39,13 @@ bench: install-test
 
 # The environments that `make bench` compares with. Not needed for anything else.
 peers: install
-	for peer in sae-lens==6.54.12 eai-sparsify==1.3.3; do \
+	for peer in sae-lens==6.54.12 eai-sparsify==1.3.3 sae-dashboard==0.8.0; do \
 	  test -x .peers/$${peer%%=*}/bin/python || $(PYTHON) -m venv .peers/$${peer%%=*}; \
 	  .peers/$${peer%%=*}/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 $$peer; \
 	done
+	# SAEDashboard holds NumPy below 2; and its torchvision, which it does not need, is another torch's.
+	.peers/sae-dashboard/bin/python -m pip install -q --disable-pip-version-check "pyarrow<21"
+	.peers/sae-dashboard/bin/python -m pip uninstall -q -y torchvision torchaudio
 
 clean:
 	rm -rf .venv .peers .snakemake results resources

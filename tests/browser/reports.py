@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from analyze.activity import measure
+from analyze.monosemanticity import Embedding
 from analyze.recovery import measure_recovery, recovery_row, write_recovery_csv
 from analyze.report.build import build
+from analyze.stability import measure_stability
 from analyze.theory.page import theory_page
 from harvest import image_source
 from harvest.bench.config import BenchSpec, HierarchySpec
@@ -32,16 +34,18 @@ LABELS = [f"</script>{SCRIPT}", "<b>bold</b>"]
 
 
 def text_report(folder: pathlib.Path) -> pathlib.Path:
-    """Hostile texts, labels and names: an SAE without and with resampling, and a transcoder."""
+    """Hostile texts, labels and names: an SAE without and with resampling and with another seed, and a transcoder."""
     tokens = [token.encode() for token in TEXT]
     store = make_store(Texts([tokens * 3, tokens[::-1] * 5] * 8, LABELS * 8), _harvest(folder, IMAGE))
     common = {"sparsity": {"topk": {"l0": 2}}, "tokens": 3_200, "batch": 64, "holdout": 0.1, "reads": ["in"]}
     specs: dict[str, dict[str, Any]] = {
         "sae": {**common, "latents": 64},
+        "again": {**common, "latents": 64, "seed": 1},
         "resampled": {**common, "latents": 64, "resample": {"every": 640, "window": 128}},
         SCRIPT.replace("/", ""): {**common, "latents": 8, "writes": ["out"]},
     }
-    _train(folder, store, specs)
+    _train(folder, store, specs, embedding=Embedding("out"))
+    measure_stability(list(specs), folder, folder / "stability.json")
     return _build(folder, IMAGE, specs)
 
 
@@ -95,11 +99,12 @@ def _train(
     store: Store,
     specs: dict[str, dict[str, Any]],
     anchors: dict[str, pathlib.Path] | None = None,
+    embedding: Embedding | None = None,
 ) -> None:
     for name, values in specs.items():
         spec, trained = DictionarySpec.model_validate(values), folder / "train" / name
         train([Job(spec, trained, folder / "checkpoints" / name, (anchors or {}).get(name))], store.path)
-        measure(trained, store.path, folder / "analyze" / name)
+        measure(trained, store.path, folder / "analyze" / name, embedding=embedding)
 
 
 def _build(
@@ -109,5 +114,6 @@ def _build(
     truth: tuple[pathlib.Path, pathlib.Path] | None = None,
 ) -> pathlib.Path:
     dictionaries = [(name, folder / "analyze" / name, folder / "train" / name) for name in specs]
-    build(experiment, dictionaries, sorted(folder.glob("harvest/*/*.manifest.json")), folder / "report", truth)
+    manifests, stability = sorted(folder.glob("harvest/*/*.manifest.json")), folder / "stability.json"
+    build(experiment, dictionaries, manifests, folder / "report", truth, stability)
     return folder / "report"
