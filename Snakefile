@@ -50,6 +50,13 @@ def model_text(wildcards):
     return text_of(wildcards.harvest)
 
 
+# On a cluster these take seconds where Snakemake runs, and would take a place in the queue.
+localrules:
+    all,
+    harvest,
+    table,
+
+
 rule all:
     default_target: True
     input:

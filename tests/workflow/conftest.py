@@ -34,3 +34,8 @@ def snakemake(folder: Path, *arguments: str) -> list[str]:
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(snakemake(folder, *arguments), capture_output=True, text=True)
+
+
+def store_bytes(harvest: Path) -> dict[str, bytes]:
+    files = [*(harvest / "activations.zarr").rglob("*"), harvest / "activations.manifest.json"]
+    return {str(path.relative_to(harvest)): path.read_bytes() for path in files if path.is_file()}

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.tiny import tiny_gpt2, tiny_llama
-from tests.workflow.conftest import REPOSITORY, run, snakemake, write_config
+from tests.workflow.conftest import REPOSITORY, run, snakemake, store_bytes, write_config
 
 MANIFEST = "harvest/docs/activations.manifest.json"
 WEIGHTS = "train/sae/sae_weights.safetensors"
@@ -125,11 +125,6 @@ def processes_with(*words: str) -> list[int]:
             if all(any(argument.startswith(word) for argument in command) for word in words):
                 found.append(int(folder.name))
     return found
-
-
-def store_bytes(harvest: Path) -> dict[str, bytes]:
-    files = [*(harvest / "activations.zarr").rglob("*"), harvest / "activations.manifest.json"]
-    return {str(path.relative_to(harvest)): path.read_bytes() for path in files if path.is_file()}
 
 
 def test_another_model_with_no_other_edit(finished: Path) -> None:
