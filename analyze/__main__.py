@@ -11,10 +11,12 @@ from harvest.errors import main
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
 
 Folder = Annotated[pathlib.Path, typer.Argument(help="The dictionary's folder.")]
-Store = Annotated[pathlib.Path, typer.Option(help="The store it was trained on, activations.zarr.")]
+Store = Annotated[str, typer.Option(help="The store it was trained on, activations.zarr or its URL.")]
 Stores = Annotated[
-    list[pathlib.Path],
-    typer.Option("--store", help="The store it was trained on, activations.zarr; repeated where there are several."),
+    list[str],
+    typer.Option(
+        "--store", help="The store it was trained on, activations.zarr or its URL; repeated where there are several."
+    ),
 ]
 Output = Annotated[pathlib.Path, typer.Option(help="The folder the measurements go to.")]
 Names = Annotated[list[str], typer.Argument(help="Dictionaries, in the order they are shown in.")]
@@ -22,11 +24,18 @@ Results = Annotated[pathlib.Path, typer.Option(help="The experiment's results fo
 
 
 @app.command()
-def measure(dictionary: Folder, store: Stores, output: Output) -> None:
+def measure(
+    dictionary: Folder,
+    store: Stores,
+    output: Output,
+    corpus: Annotated[
+        pathlib.Path | None, typer.Option(help="The prepared images its rows are of, if not beside the store.")
+    ] = None,
+) -> None:
     """One pass over a store: what each latent does, how well the sites are reconstructed, the top examples."""
     from analyze.activity import measure as measure_activity
 
-    measure_activity(dictionary, store, output)
+    measure_activity(dictionary, store, output, corpus)
 
 
 @app.command()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from analyze.encoded import active_places, batch_rows
+from harvest.location import Location
 from harvest.store import Store
 from train.dictionary import Dictionary
 from train.files import load
@@ -60,7 +61,7 @@ class Firing:
 
 @torch.inference_mode()
 def firing_of_rows(
-    block: tuple[int, int], dictionary_folder: pathlib.Path, store_path: pathlib.Path, matched_N: np.ndarray
+    block: tuple[int, int], dictionary_folder: pathlib.Path, store_path: Location, matched_N: np.ndarray
 ) -> Firing:
     """The `Firing` of rows `block[0]` to `block[1]`."""
     store = Store(store_path)
