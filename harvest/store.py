@@ -11,6 +11,7 @@ shards are written, so a store that was killed at any moment holds finished shar
 """
 
 import pathlib
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import zarr
 
 from harvest.errors import UserError
 from harvest.location import Location, check_location
-from harvest.object_store import ObjectStore, zarr_store
+from harvest.object_store import UrlStore, zarr_store
 from harvest.source import Source
 
 SCHEMA = 1
@@ -32,6 +33,9 @@ SHARDS_AT_LEAST = 16
 MARKER = "statistics/rows"
 REQUESTS = 32
 """To an object storage at once: each takes tens of milliseconds, however little it asks for."""
+
+
+_one_opens = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Store:
             self.group = zarr.open_group(files, mode="r", zarr_format=3)
             attributes: dict[str, Any] = self.group.attrs.asdict()
         except (OSError, ValueError, KeyError):
-            if isinstance(files, ObjectStore):
+            if isinstance(files, UrlStore):
                 files.has_nothing()  # says so where there is no such bucket
             raise UserError(f"store {path}: is no Zarr v3 group; run the harvest first") from None
         if attributes.get("schema") != SCHEMA:
@@ -109,8 +113,9 @@ class Store:
     def read(self, site: str, start: int, stop: int) -> torch.Tensor:
         """Activations of rows `start` to `stop`: `(stop - start, width)` in the store's dtype."""
         if site not in self._opened:  # opening an array takes as long as reading a chunk of it
-            # Twice as fast as Zarr's own, which alone knows fsspec.
-            with zarr.config.set({} if self.remote else {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+            # Twice as fast as Zarr's own, which alone knows fsspec. The setting is that of all threads.
+            fast = {} if self.remote else {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
+            with _one_opens, zarr.config.set(fast):
                 self._opened[site] = self.array(f"sites/{site}")
         array, chunk = self._opened[site], self.layout.chunk_rows
         edges = [start, *range((start // chunk + 1) * chunk, stop, chunk), stop]
