@@ -15,16 +15,16 @@ from harvest.location import Location, without_credentials
 OPTIONS = {"use_listings_cache": False}  # other processes write too
 
 
-def zarr_store(location: Location) -> "pathlib.Path | ObjectStore":
+def zarr_store(location: Location) -> "pathlib.Path | UrlStore":
     """What Zarr opens: a folder as it is."""
     if isinstance(location, pathlib.Path):
         return location
-    store = ObjectStore.from_url(location, storage_options=OPTIONS)
-    assert isinstance(store, ObjectStore)
+    store = UrlStore.from_url(location, storage_options=OPTIONS)
+    assert isinstance(store, UrlStore)
     return store
 
 
-class ObjectStore(FsspecStore):
+class UrlStore(FsspecStore):
     """Objects below a URL. A PUT is atomic, so each is either whole or not there."""
 
     @property

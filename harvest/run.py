@@ -45,23 +45,25 @@ def harvest(
     writer.check()
     index, parts = part
     first, last = writer.shards * (index - 1) // parts, writer.shards * index // parts
-    if isinstance(store, pathlib.Path):
-        _check_disk(store, writer)
+    folder = store if isinstance(store, pathlib.Path) else None
+    if folder:
+        _check_disk(folder, writer)
     if manifest is not None:
         make_folder(manifest.parent)
-    if isinstance(store, pathlib.Path):
-        make_folder(store)
-    with _locked(store, _CREATION, 1, wait=True):
+    if folder:
+        make_folder(folder)
+    with _locked(folder, _CREATION, 1, wait=True):
         writer.sweep([None])
         writer.create()
     if first < last:
-        with _locked(store, first, last - first):
+        with _locked(folder, first, last - first):
             writer.sweep(range(first, last))
             _write_shards(writer, writer.missing(first, last))
     whole = Store(store)
-    with _locked(store, _CREATION, 1, wait=True):
-        if manifest is not None and whole.finished.all():
-            write_json(manifest, manifest_of(whole))
+    if manifest is not None:
+        with _locked(folder or manifest.parent, _CREATION, 1, wait=True):
+            if whole.finished.all():
+                write_json(manifest, manifest_of(whole))
 
 
 def manifest_of(store: Store) -> dict[str, Any]:
@@ -143,17 +145,19 @@ def _size(count: float) -> str:
 
 
 @contextlib.contextmanager
-def _locked(store: Location, start: int, length: int, wait: bool = False) -> Iterator[None]:
+def _locked(folder: pathlib.Path | None, start: int, length: int, wait: bool = False) -> Iterator[None]:
     """Hold some bytes of a lock file, each of which stands for a shard; a second harvest that wants one is told so.
 
     The system drops the lock when a process dies, however it dies.
     """
-    if not isinstance(store, pathlib.Path):
+    if folder is None:
         yield
         return
-    with (store / ".lock").open("w") as file:
+    with (folder / ".lock").open("w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), length, start)
         except BlockingIOError:
-            raise UserError(f"store {store}: another harvest is writing these shards; wait for it or stop it") from None
+            raise UserError(
+                f"store {folder}: another harvest is writing these shards; wait for it or stop it"
+            ) from None
         yield

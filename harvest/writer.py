@@ -17,7 +17,7 @@ from zarr.errors import ContainsArrayError, ContainsGroupError
 from harvest.errors import UserError
 from harvest.files import differences_of
 from harvest.location import Location
-from harvest.object_store import ObjectStore, zarr_store
+from harvest.object_store import UrlStore, zarr_store
 from harvest.source import Source
 from harvest.store import MARKER, SCHEMA, Layout, torch_dtype
 
@@ -56,7 +56,7 @@ class StoreWriter:
             )
 
     def _has_nothing(self) -> bool:
-        if isinstance(self.files, ObjectStore):
+        if isinstance(self.files, UrlStore):
             return self.files.has_nothing()
         return not self.files.exists() or all(_before_creation(file.name) for file in self.files.iterdir())
 
@@ -174,7 +174,7 @@ class StoreWriter:
 
         Zarr writes `<key>.<random>.partial`, then renames. An object has no such beginnings.
         """
-        if isinstance(self.files, ObjectStore):
+        if isinstance(self.files, UrlStore):
             return
         for litter in self.files.rglob("*.partial"):
             found = re.fullmatch(r"(.+)/c/(\d+)(/0)?\.\w+\.partial", litter.relative_to(self.files).as_posix())
