@@ -42,6 +42,12 @@ def text_of(harvest):
     return experiment.model_text(experiment.model_of(harvest), directory_of(harvest))
 
 
+def store_of(harvest):
+    if experiment.stores:
+        return f"{experiment.stores}/{experiment.name}/{harvest}/activations.zarr"
+    return results / "harvest" / harvest / "activations.zarr"
+
+
 def model_directory(wildcards):
     return directory_of(wildcards.harvest)
 
@@ -120,13 +126,10 @@ rule harvest_part:
         model=model_text,
         corpus=rules.prepare.params.corpus,
         part=lambda wildcards: wildcards.scatteritem.replace("-of-", "/"),
-        store=lambda wildcards: results
-        / "harvest"
-        / wildcards.harvest
-        / "activations.zarr",
+        store=lambda wildcards: store_of(wildcards.harvest),
     shell:
         "python -m harvest run {params.spec:q} --model {params.model:q} --corpus {params.corpus}"
-        " --store {params.store} --part {params.part}"
+        " --store {params.store:q} --part {params.part}"
         " 2>&1 | tee {log}"
 
 
@@ -144,7 +147,7 @@ rule harvest:
     params:
         store=rules.harvest_part.params.store,
     shell:
-        "python -m harvest manifest {params.store} --output {output} 2>&1 | tee {log}"
+        "python -m harvest manifest {params.store:q} --output {output} 2>&1 | tee {log}"
 
 
 rule bench:
@@ -159,7 +162,7 @@ rule bench:
         spec=lambda wildcards: experiment.harvest_text(wildcards.harvest),
         store=rules.harvest_part.params.store,
     shell:
-        "python -m harvest bench {params.spec:q} --store {params.store} --manifest {output}"
+        "python -m harvest bench {params.spec:q} --store {params.store:q} --manifest {output}"
         " 2>&1 | tee {log}"
 
 
@@ -171,7 +174,7 @@ def manifests_of(wildcards):
 def stores_of(dictionary):
     """The options that say where a dictionary's rows are."""
     for harvest in experiment.dictionaries[dictionary].harvests:
-        yield from ("--store", results / "harvest" / harvest / "activations.zarr")
+        yield from ("--store", store_of(harvest))
 
 
 rule anchors:
@@ -298,6 +301,13 @@ for name, dictionaries in experiment.passes.items():
             train_command
 
 
+def corpus_of(wildcards):
+    """The option that says which images a dictionary's rows are of, if they are of images."""
+    harvest = experiment.dictionaries[wildcards.dictionary].harvests[0]
+    corpus = results / "harvest" / harvest / "corpus.zarr"
+    return ["--corpus", corpus] if harvest in experiment.of_images else []
+
+
 def embedding_manifest(wildcards):
     compared = experiment.dictionaries[wildcards.dictionary].compared_in
     return expand(rules.harvest.output, harvest=compared[0]) if compared else []
@@ -311,8 +321,7 @@ def embedding_of(dictionary):
         several = len(spec.harvests) > 1 and harvest in spec.harvests
         yield from ("--embedding", f"{harvest}/{site}" if several else site)
         if harvest not in spec.harvests:
-            store = results / "harvest" / harvest / "activations.zarr"
-            yield from ("--embedding-store", store)
+            yield from ("--embedding-store", store_of(harvest))
 
 
 rule measure:
@@ -334,6 +343,7 @@ rule measure:
     params:
         dictionary=lambda wildcards: results / "train" / wildcards.dictionary,
         stores=lambda wildcards: list(stores_of(wildcards.dictionary)),
+        corpus=corpus_of,
         anchors=lambda wildcards, input: (
             ["--anchors", *input.anchors] if input.anchors else []
         ),
@@ -341,7 +351,7 @@ rule measure:
         folder=lambda wildcards: results / "analyze" / wildcards.dictionary,
     shell:
         "python -m analyze measure {params.dictionary} {params.stores:q} --output {params.folder}"
-        " {params.anchors:q} {params.embedding:q}"
+        " {params.corpus:q} {params.anchors:q} {params.embedding:q}"
         " 2>&1 | tee {log}"
 
 

@@ -11,10 +11,12 @@ from harvest.errors import main
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
 
 Folder = Annotated[pathlib.Path, typer.Argument(help="The dictionary's folder.")]
-Store = Annotated[pathlib.Path, typer.Option(help="The store it was trained on, activations.zarr.")]
+Store = Annotated[str, typer.Option(help="The store it was trained on, activations.zarr or its URL.")]
 Stores = Annotated[
-    list[pathlib.Path],
-    typer.Option("--store", help="The store it was trained on, activations.zarr; repeated where there are several."),
+    list[str],
+    typer.Option(
+        "--store", help="The store it was trained on, activations.zarr or its URL; repeated where there are several."
+    ),
 ]
 Output = Annotated[pathlib.Path, typer.Option(help="The folder the measurements go to.")]
 Anchors = Annotated[pathlib.Path | None, typer.Option(help="The anchors it was trained with; left out.")]
@@ -27,6 +29,9 @@ def measure(
     dictionary: Folder,
     store: Stores,
     output: Output,
+    corpus: Annotated[
+        pathlib.Path | None, typer.Option(help="The prepared images its rows are of, if not beside the store.")
+    ] = None,
     anchors: Anchors = None,
     embedding: Annotated[
         str | None,
@@ -35,7 +40,7 @@ def measure(
         ),
     ] = None,
     embedding_store: Annotated[
-        pathlib.Path | None, typer.Option(help="The store of that site, where it is another one with the same rows.")
+        str | None, typer.Option(help="The store of that site, where it is another one with the same rows.")
     ] = None,
 ) -> None:
     """One pass over a store: what each latent does and stands for, how well sites are reconstructed, examples."""
@@ -43,7 +48,7 @@ def measure(
     from analyze.monosemanticity import Embedding
 
     compared = None if embedding is None else Embedding(embedding, embedding_store)
-    measure_activity(dictionary, store, output, anchors, compared)
+    measure_activity(dictionary, store, output, corpus, anchors, compared)
 
 
 @app.command()

@@ -52,6 +52,7 @@ def measure(
     dictionary_folder: pathlib.Path,
     place: Place,
     output: pathlib.Path,
+    corpus: pathlib.Path | None = None,
     anchors: pathlib.Path | None = None,
     embedding: Embedding | None = None,
 ) -> None:
@@ -94,7 +95,8 @@ def measure(
     held_out = parts[1] if len(parts) > 1 else None
     whole = reduce(Activity.merge, parts)
     measure_monosemanticity(dictionary, facts, store, encoded, whole.latents, against, output)
-    _write(encoded, whole, held_out, store, facts, decoder_norm_shares(dictionary, store, facts["writes"]), output)
+    shares_FS = decoder_norm_shares(dictionary, store, facts["writes"])
+    _write(encoded, whole, held_out, store, facts, shares_FS, output, corpus)
     shutil.rmtree(encoded.folder)
 
 
@@ -122,6 +124,7 @@ def _write(
     facts: dict[str, Any],
     shares_FS: np.ndarray | None,
     output: pathlib.Path,
+    corpus: pathlib.Path | None,
 ) -> None:
     latents = whole.latents
     firing_F = latents.firing_F
@@ -151,7 +154,8 @@ def _write(
         by_label[f"{name}/firing"] = latents.label_firing[name]
         by_label[f"{name}/sum"] = latents.label_sum[name].astype(np.float32)
     _save(by_label, output / "labels.safetensors")
-    shown = write_examples(store, encoded, (latents.example_rows_FE, latents.example_values_FE), groups, output)
+    tops = (latents.example_rows_FE, latents.example_values_FE)
+    shown = write_examples(store, encoded, tops, groups, output, corpus)
     summary = {
         "store": store.fingerprint,
         "latents": len(firing_F),

@@ -28,13 +28,15 @@ def write_examples(
     tops: tuple[np.ndarray, np.ndarray],
     groups: tuple[np.ndarray, np.ndarray],
     output: pathlib.Path,
+    corpus: pathlib.Path | None,
 ) -> dict[str, Any]:
     """Write `examples/<pack>.json.gz` for all latents that have any, `PACK` to a pack, and thumbnails of images.
 
     `tops`: rows and activations `(F, E)`, -1 for none; `groups`: those `(F, G, X)` of each quantile group. A pack is
     `{"texts": [...], "latents": {number: {"top": [...], "quantiles": [[...], ...]}}}`. An example has its `row`,
     `activation` (four digits) and `labels` (label set -> name), and what `TextExamples` or `ImageExamples` says of it,
-    whose `tokens` are places in `texts`. Returns what the summary says of them all.
+    whose `tokens` are places in `texts`. Images are those of `corpus`, or of the one beside the store. Returns what
+    the summary says of them all.
     """
     folder = output / "examples"
     shutil.rmtree(folder, ignore_errors=True)
@@ -61,7 +63,7 @@ def write_examples(
     facts: dict[str, Any] = {"packs": -(-latents // PACK)}
     if isinstance(around, ImageExamples):
         strongest_first = rows_FM.T[rows_FM.T >= 0]
-        facts["images"] = around.write_thumbnails(strongest_first, output)
+        facts["images"] = around.write_thumbnails(strongest_first, output, corpus)
     return facts
 
 

@@ -14,6 +14,7 @@ from harvest.config import CorpusSpec, HarvestSpec, ImageCorpusSpec, ModelSpec, 
 from harvest.corpora.images import folders_of
 from harvest.corpora.records import matching_files
 from harvest.errors import UserError
+from harvest.location import check_location
 from train.config import DICTIONARY_FILES, SAME_IN_A_PASS, DictionarySpec, LoadSpec
 
 
@@ -99,6 +100,13 @@ class Experiment(Spec):
     corpora: dict[Name, Corpus] = Field(default_factory=dict)
     harvests: dict[Name, Harvest] = Field(min_length=1)
     dictionaries: dict[Name, Dictionary] = Field(min_length=1)
+    stores: str | None = None
+    """Where stores go: a folder, or a URL such as `s3://bucket/prefix`. Unless given, they are beside the results."""
+
+    @pydantic.field_validator("stores")
+    @classmethod
+    def _can_be_used(cls, stores: str | None) -> str | None:
+        return None if stores is None else str(check_location(stores, "stores"))
 
     @pydantic.model_validator(mode="after")
     def _names_exist(self) -> "Experiment":
@@ -214,6 +222,11 @@ class Experiment(Spec):
     def of_text(self) -> list[str]:
         """Dictionaries of text models."""
         return [name for name in self.dictionaries if self.lens_harvest(name)]
+
+    @property
+    def of_images(self) -> list[str]:
+        """Harvests of images."""
+        return [n for n, h in self.model_harvests.items() if isinstance(self.corpora[h.corpus], ImageCorpusSpec)]
 
     def loaded_files(self, dictionary: str) -> list[str]:
         """What a dictionary from elsewhere is read from, where that is on this machine."""

@@ -17,7 +17,7 @@ from harvest.config import ModelSpec
 from harvest.corpora.corpus import Corpus
 from harvest.errors import UserError
 from harvest.files import make_folder, write_json
-from harvest.joined import Place, open_store
+from harvest.joined import JoinedStore, Place, open_store
 from harvest.model_source import batches, pad
 from harvest.models.capture import text_inputs
 from harvest.models.load import model_facts
@@ -77,7 +77,7 @@ def measure_fidelity(
 def _measured(
     dictionary: Dictionary, facts: dict[str, Any], store: Store, spec: ModelSpec, corpus_path: pathlib.Path
 ) -> dict[str, Any]:
-    if not isinstance(store.place, pathlib.Path):
+    if isinstance(store, JoinedStore):
         raise NoLens("the dictionary is of several models, and no one of them can go on with all it writes")
     if store.facts["model"] != model_facts(spec):
         raise UserError(f"--model: {spec.id} is not the model that the rows of {store.path} are from")

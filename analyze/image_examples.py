@@ -53,33 +53,36 @@ class ImageExamples:
             found["heat"] = self.heat_MP[example].tolist()
         return found
 
-    def write_thumbnails(self, row_N: np.ndarray, output: pathlib.Path) -> dict[str, Any]:
+    def write_thumbnails(self, row_N: np.ndarray, output: pathlib.Path, corpus: pathlib.Path | None) -> dict[str, Any]:
         """Thumbnails of the images that rows are of, the first rows first; what the summary says of them.
 
-        Nothing is written if the corpus is not beside the store.
+        Nothing is written if no corpus is given and none is beside the store.
         """
         folder, names = output / "images", {}
         shutil.rmtree(folder, ignore_errors=True)
         make_folder(folder)
-        if (corpus := self._corpus()) is not None:
+        if (opened := self._open(corpus)) is not None:
             numbers = column_at(self.store, "rows/document", row_N)
             _, first = np.unique(numbers, return_index=True)
             height, width = self.facts["pixels"]
             for number in numbers[np.sort(first)[:THUMBNAILS]].tolist():
-                (encoded,) = corpus.encoded(number, number + 1)
+                (encoded,) = opened.encoded(number, number + 1)
                 shown = thumbnail(decode(encoded), height, width, self.facts["squeezed"])
                 (folder / f"{number}.jpg").write_bytes(shown)
-                names[str(number)] = corpus.name(number)
+                names[str(number)] = opened.name(number)
         write_text(folder / "names.json", json.dumps(names, ensure_ascii=False) + "\n")
         return {"grid": self.grid, "pixels": self.facts["pixels"], "count": len(names)}
 
-    def _corpus(self) -> ImageCorpus | None:
-        path = self.store.path.with_name("corpus.zarr")
-        if not path.exists():
-            return None
+    def _open(self, path: pathlib.Path | None) -> ImageCorpus | None:
+        if path is None:
+            if not isinstance(self.store.path, pathlib.Path):
+                return None
+            path = self.store.path.with_name("corpus.zarr")
+            if not path.exists():
+                return None
         corpus = ImageCorpus(path)
         if corpus.fingerprint != self.facts["images"]:
-            raise UserError(f"corpus {path}: is not the one that the store beside it was harvested from")
+            raise UserError(f"corpus {path}: is not the one that the store was harvested from")
         return corpus
 
 

@@ -22,6 +22,7 @@ from analyze.windows import column_at
 from harvest.errors import UserError
 from harvest.files import write_json
 from harvest.joined import Place, check_same_rows, open_store
+from harvest.location import folder_of
 from harvest.progress import progress
 from harvest.store import Store
 from harvest.tasks import compute, merged
@@ -72,7 +73,7 @@ class Yardstick:
         other.check_finished()
         check_same_rows(store, other)
         site = other.site(embedding.site)
-        return Yardstick(anchored, (other, site), f"{other.path.absolute().parent.name}/{site}")
+        return Yardstick(anchored, (other, site), f"{folder_of(other.path)}/{site}")
 
 
 def measure_monosemanticity(

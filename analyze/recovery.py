@@ -21,6 +21,7 @@ from analyze.firing import Firing, active_latents, firing_of_rows, parents_of
 from analyze.theory.problem import dead, polysemantic
 from harvest.errors import UserError
 from harvest.files import make_folder, read_json, write_json, write_text
+from harvest.location import Location
 from harvest.progress import progress
 from harvest.store import Store
 from harvest.tasks import compute, merged
@@ -44,7 +45,7 @@ COLUMNS = (
 
 
 def measure_recovery(
-    dictionary_folder: pathlib.Path, store_path: pathlib.Path, anchors_path: pathlib.Path | None, output: pathlib.Path
+    dictionary_folder: pathlib.Path, store_path: Location, anchors_path: pathlib.Path | None, output: pathlib.Path
 ) -> None:
     """Compare a dictionary with the truth in the bench's store that it was trained on.
 

@@ -14,7 +14,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_
 Model = Annotated[
     str, typer.Option(help="A model: YAML or JSON text or a file of it, a Hugging Face id or a directory.")
 ]
-Store = Annotated[pathlib.Path, typer.Option(help="The store, such as activations.zarr; continued if it is there.")]
+Store = Annotated[
+    str, typer.Option(help="The store, such as activations.zarr or s3://bucket/activations.zarr; continued if there.")
+]
 Manifest = Annotated[
     pathlib.Path | None, typer.Option(help="Written last, once every shard is there; `manifest` writes it too.")
 ]
@@ -108,7 +110,7 @@ def bench(
 
 @app.command()
 def manifest(
-    store: Annotated[pathlib.Path, typer.Argument(help="A store whose shards are all there.")],
+    store: Annotated[str, typer.Argument(help="A store whose shards are all there.")],
     output: Annotated[pathlib.Path, typer.Option(help="activations.manifest.json")],
 ) -> None:
     """Say in one file what a finished store holds; the parts of a harvest leave it to this."""
@@ -137,7 +139,7 @@ def sites(
 
 
 @app.command()
-def inspect(store: Annotated[pathlib.Path, typer.Argument(help="A store, such as activations.zarr.")]) -> None:
+def inspect(store: Annotated[str, typer.Argument(help="A store, such as activations.zarr, or its URL.")]) -> None:
     """Say what a store holds: its sizes, sites, labels and where its rows come from. It may still be being written."""
     from harvest.overview import describe_store
     from harvest.store import Store

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +9,10 @@ import numpy as np
 import zarr
 
 from harvest.errors import UserError
+from harvest.location import Location, absolute, folder_of
 from harvest.store import Layout, Statistics, Store
 
-Place = pathlib.Path | Sequence[pathlib.Path]
+Place = Location | Sequence[Location]
 """Where a store is, or several with the same rows."""
 
 
@@ -21,15 +21,16 @@ def open_store(place: Place) -> Store:
 
     A harvest's name is that of its store's folder. Raises `UserError` where rows differ.
     """
-    paths = [place] if isinstance(place, pathlib.Path) else list(place)
+    paths = [place] if isinstance(place, Location) else list(place)
     return Store(paths[0]) if len(paths) == 1 else JoinedStore(paths)
 
 
 class JoinedStore(Store):
     """Row metadata, labels and vocabulary are those of the first store."""
 
-    def __init__(self, paths: Sequence[pathlib.Path]) -> None:
-        self.parts = {path.absolute().parent.name: Store(path) for path in paths}
+    def __init__(self, paths: Sequence[Location]) -> None:
+        stores = [Store(path) for path in paths]
+        self.parts = {folder_of(store.path): store for store in stores}
         if len(self.parts) != len(paths):
             raise UserError(f"store: {', '.join(map(str, paths))}: their folders must have different names")
         (_, first), *others = self.parts.items()
@@ -38,12 +39,13 @@ class JoinedStore(Store):
             if first.dtype != other.dtype:
                 which = f"stores {first.path} and {other.path}"
                 raise UserError(f"{which}: {first.dtype} and {other.dtype}; both models must have the same dtype")
-        self.place, self.path, self.group = [path.absolute() for path in paths], first.path, first.group
+        self.place, self.path, self.group = [absolute(store.path) for store in stores], first.path, first.group
         self.first = first
         fingerprints = {name: part.fingerprint for name, part in self.parts.items()}
         self.fingerprint = hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest()
         self.facts = {name: part.facts for name, part in self.parts.items()}
         self.rows, self.dtype, self.aliases = first.rows, first.dtype, {}
+        self.remote = any(store.remote for store in stores)
         self.widths = {f"{name}/{site}": n for name, part in self.parts.items() for site, n in part.widths.items()}
         layouts = [part.layout for part in self.parts.values()]
         # The larger ones, so that no chunk of any store is read for two.

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from harvest.errors import UserError
 from harvest.files import make_folder, write_json
+from harvest.location import Location, check_location
 from harvest.memory import keep_buffers
 from harvest.progress import progress
 from harvest.source import Source
@@ -25,38 +26,44 @@ _CREATION = 2**40  # the byte of the lock file that stands for creating the stor
 
 def harvest(
     source: Source,
-    store: pathlib.Path,
+    store: Location,
     manifest: pathlib.Path | None,
     aliases: Mapping[str, str],
     part: tuple[int, int] = (1, 1),
 ) -> None:
     """Write part `i` of `n` of a store; once every shard is there, write the manifest, if one is wanted.
 
-    Parts own disjoint ranges of shards and may run anywhere; the bytes are the same for any number of parts.
+    Parts own disjoint ranges of shards and may run anywhere; the bytes are the same for any number of parts. There is
+    nothing to lock in an object storage: two harvests of the same shard would only write the same objects twice.
     Raises `UserError` where the store belongs to other facts, is being written by another process, or would not fit.
     """
     if source.rows == 0:
         raise UserError("the corpus is empty: there is no row to harvest")
     keep_buffers()
+    store = check_location(store, "store")
     writer = StoreWriter(store, source, aliases)
     writer.check()
     index, parts = part
     first, last = writer.shards * (index - 1) // parts, writer.shards * index // parts
-    _check_disk(store, writer)
+    folder = store if isinstance(store, pathlib.Path) else None
+    if folder:
+        _check_disk(folder, writer)
     if manifest is not None:
         make_folder(manifest.parent)
-    make_folder(store)
-    with _locked(store, _CREATION, 1, wait=True):
+    if folder:
+        make_folder(folder)
+    with _locked(folder, _CREATION, 1, wait=True):
         writer.sweep([None])
         writer.create()
     if first < last:
-        with _locked(store, first, last - first):
+        with _locked(folder, first, last - first):
             writer.sweep(range(first, last))
             _write_shards(writer, writer.missing(first, last))
     whole = Store(store)
-    with _locked(store, _CREATION, 1, wait=True):
-        if manifest is not None and whole.finished.all():
-            write_json(manifest, manifest_of(whole))
+    if manifest is not None:
+        with _locked(folder or manifest.parent, _CREATION, 1, wait=True):
+            if whole.finished.all():
+                write_json(manifest, manifest_of(whole))
 
 
 def manifest_of(store: Store) -> dict[str, Any]:
@@ -100,10 +107,11 @@ def _write_shards(writer: StoreWriter, shards: list[int]) -> None:
 
 
 def _announce(writer: StoreWriter, rows: int, seconds: float) -> None:
-    free = shutil.disk_usage(writer.path).free
+    local = isinstance(writer.path, pathlib.Path)
+    free = f"{_size(shutil.disk_usage(writer.path).free)} free, " if local else ""
     tqdm.write(
         f"{writer.path}: {rows:,} of {writer.source.rows:,} rows to harvest, {len(writer.source.widths)} sites, "
-        f"{_size(writer.bytes)} in all, {_size(free)} free, about {seconds / 60:.1f} min"
+        f"{_size(writer.bytes)} in all, {free}about {seconds / 60:.1f} min"
     )
 
 
@@ -137,14 +145,19 @@ def _size(count: float) -> str:
 
 
 @contextlib.contextmanager
-def _locked(store: pathlib.Path, start: int, length: int, wait: bool = False) -> Iterator[None]:
+def _locked(folder: pathlib.Path | None, start: int, length: int, wait: bool = False) -> Iterator[None]:
     """Hold some bytes of a lock file, each of which stands for a shard; a second harvest that wants one is told so.
 
     The system drops the lock when a process dies, however it dies.
     """
-    with (store / ".lock").open("w") as file:
+    if folder is None:
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), length, start)
         except BlockingIOError:
-            raise UserError(f"store {store}: another harvest is writing these shards; wait for it or stop it") from None
+            raise UserError(
+                f"store {folder}: another harvest is writing these shards; wait for it or stop it"
+            ) from None
         yield

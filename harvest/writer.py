@@ -1,5 +1,6 @@
 """Writing a store: `harvest.store` says how it lies on disk and reads it."""
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -11,9 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 import zarr
+from zarr.errors import ContainsArrayError, ContainsGroupError
 
 from harvest.errors import UserError
 from harvest.files import differences_of
+from harvest.location import Location
+from harvest.object_store import UrlStore, zarr_store
 from harvest.source import Source
 from harvest.store import MARKER, SCHEMA, Layout, torch_dtype
 
@@ -21,8 +25,9 @@ from harvest.store import MARKER, SCHEMA, Layout, torch_dtype
 class StoreWriter:
     """Creates a store, or continues one with the same fingerprint, and writes whole shards."""
 
-    def __init__(self, path: pathlib.Path, source: Source, aliases: Mapping[str, str]) -> None:
+    def __init__(self, path: Location, source: Source, aliases: Mapping[str, str]) -> None:
         self.path, self.source = path, source
+        self.files = zarr_store(path)
         self.layout = Layout.for_source(source)
         self.shards = -(-source.rows // self.layout.shard_rows)
         self.facts = {**source.facts, "rows": source.rows, "shard_rows": self.layout.shard_rows, "schema": SCHEMA}
@@ -34,9 +39,9 @@ class StoreWriter:
     def check(self) -> None:
         """Refuse, before anything is written, a folder that holds another store or something else."""
         try:
-            if not self.path.exists() or all(_before_creation(file.name) for file in self.path.iterdir()):
+            if self._has_nothing():
                 return
-            facts = zarr.open_group(self.path, mode="r").attrs.asdict()["source"]
+            facts = zarr.open_group(self.files, mode="r", zarr_format=3).attrs.asdict()["source"]
         except (OSError, ValueError, KeyError):
             raise UserError(f"store {self.path}: the folder exists and is no store; give another name") from None
         assert isinstance(facts, dict)
@@ -50,6 +55,11 @@ class StoreWriter:
                 "Give this harvest another name, or delete the store first"
             )
 
+    def _has_nothing(self) -> bool:
+        if isinstance(self.files, UrlStore):
+            return self.files.has_nothing()
+        return not self.files.exists() or all(_before_creation(file.name) for file in self.files.iterdir())
+
     @property
     def bytes(self) -> int:
         """Bytes on disk when the store is whole (row metadata counted uncompressed)."""
@@ -62,7 +72,7 @@ class StoreWriter:
         """Create whatever is not there yet. Repeatable: a kill in the middle is mended by the next call."""
         source, rows = self.source, self.source.rows
         # The attributes come with the group, in one file: what is a Zarr group here is a store.
-        self.group = zarr.open_group(self.path, mode="a", attributes=self._attributes())
+        self.group = zarr.open_group(self.files, mode="a", zarr_format=3, attributes=self._attributes())
         aliases = self.group.attrs.asdict()["aliases"]
         assert isinstance(aliases, dict)
         if not self.aliases.items() <= aliases.items():
@@ -99,10 +109,15 @@ class StoreWriter:
     def _array(self, path: str, **how: Any) -> None:
         # Zarr writes an array's metadata and its parents' at the same time; a kill could leave it an orphan.
         for parent in [*pathlib.PurePosixPath(path).parents][-2::-1]:
-            self.group.require_group(str(parent))
+            with contextlib.suppress(ContainsGroupError):
+                self.group.require_group(str(parent))
         # Chunks of nothing but zeros are written too, by whoever continues a store as by whoever created it.
         with zarr.config.set({"array.write_empty_chunks": True}):
-            array = self.group[path] if path in self.group else self.group.create_array(path, **how)
+            if path not in self.group:
+                # Where there is no lock, another part may have been faster; what it created is the same.
+                with contextlib.suppress(ContainsArrayError):
+                    self.group.create_array(path, **how)
+            array = self.group[path]
         assert isinstance(array, zarr.Array)
         self.arrays[path] = array
 
@@ -157,10 +172,12 @@ class StoreWriter:
     def sweep(self, shards: Container[int | None]) -> None:
         """Remove what a killed writer left of these shards, or of what belongs to no shard (None): metadata, tables.
 
-        Zarr writes `<key>.<random>.partial`, then renames.
+        Zarr writes `<key>.<random>.partial`, then renames. An object has no such beginnings.
         """
-        for litter in self.path.rglob("*.partial"):
-            found = re.fullmatch(r"(.+)/c/(\d+)(/0)?\.\w+\.partial", litter.relative_to(self.path).as_posix())
+        if isinstance(self.files, UrlStore):
+            return
+        for litter in self.files.rglob("*.partial"):
+            found = re.fullmatch(r"(.+)/c/(\d+)(/0)?\.\w+\.partial", litter.relative_to(self.files).as_posix())
             shard = int(found[2]) if found and found[1] not in self.source.tables else None
             if shard in shards:
                 litter.unlink(missing_ok=True)

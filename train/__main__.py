@@ -13,8 +13,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_
 
 Spec = Annotated[str, typer.Argument(help="A dictionary: YAML or JSON text, or a file of it.")]
 Store = Annotated[
-    list[pathlib.Path],
-    typer.Option(help="The store of the sites it reads, activations.zarr; repeated for several with the same rows."),
+    list[str],
+    typer.Option(
+        help="The store of the sites it reads, activations.zarr or its URL; repeated for several with the same rows."
+    ),
 ]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harvest.errors import UserError
-from harvest.store import Store
+from harvest.store import REQUESTS, Store
 
 POOL_BYTES = 3 * 2**28
 """What is shuffled together, counted over all sites of the store: two pools and some batches fit in 2 GiB."""
@@ -19,8 +19,8 @@ INDEX_BYTES = 48
 """What a row's numbers and places take beside its values, while they are worked out."""
 READERS = 4
 """A disk that is asked for several chunks at once gives them 1.7 times as fast; the page cache does not care."""
-CHUNKS_HELD = 4 * READERS
-"""Each reader's, what Zarr holds of it, and what the allocator keeps of both."""
+CHUNKS_HELD = 4
+"""For each reader: its own, what Zarr holds of it, and what the allocator keeps of both."""
 BATCHES_HELD = 3
 """One with the caller, the one before it, and one being made."""
 MIB = 2**20
@@ -73,17 +73,19 @@ class Batches:
         self.chunks = -(-self.rows // self.chunk)
         whole_row = sum(store.widths.values()) * store.dtype.itemsize
         self.pools = -(-self.chunks // max(1, pool_bytes // ((whole_row + INDEX_BYTES) * self.chunk)))
-        self.window = self._rows_in_a_window(memory)
+        row = sum(store.widths[site] for site in self.sites) * store.dtype.itemsize
+        held = CHUNKS_HELD * self.chunk * row
+        self.readers = max(READERS, min(REQUESTS, memory // 4 // held)) if store.remote else READERS
+        self.window = self._rows_in_a_window(memory, row, self.readers * held)
 
     @property
     def _pool_rows(self) -> int:
         return min(self.rows, -(-self.chunks // self.pools) * self.chunk)
 
-    def _rows_in_a_window(self, memory: int) -> int:
+    def _rows_in_a_window(self, memory: int, row: int, held: int) -> int:
         """How many rows of this process's share may be held at once, while as many are read."""
-        row = sum(self.store.widths[site] for site in self.sites) * self.store.dtype.itemsize
         share = self.batch // self.world
-        beside = BATCHES_HELD * share * row + CHUNKS_HELD * self.chunk * row + INDEX_BYTES * self._pool_rows
+        beside = BATCHES_HELD * share * row + held + INDEX_BYTES * self._pool_rows
         least = beside + 2 * share * (row + INDEX_BYTES)
         if memory < least:
             raise UserError(
@@ -141,7 +143,7 @@ class Batches:
         size = min(self.window, self._pool_rows // self.world + 1)
         buffers = [{site: self._empty(site, size) for site in self.sites} for _ in range(2)]
         held = np.empty(0, np.int64)
-        with ThreadPoolExecutor(READERS) as readers:
+        with ThreadPoolExecutor(self.readers) as readers:
             for rows, order in self._plan(first, stop):
                 if not np.array_equal(rows, held):  # else the whole store is one window: shuffle it, read it once
                     buffers.reverse()

@@ -130,7 +130,7 @@ def test_without_the_corpus_or_beside_another(of_images: pathlib.Path, tmp_path:
     measure(tmp_path, of_images / "activations.zarr", tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())["images"]["count"] == 0
     prepare_images(ImageCorpusSpec(digits=True, images=39), tmp_path / "corpus.zarr")
-    with pytest.raises(UserError, match="is not the one that the store beside it was harvested from"):
+    with pytest.raises(UserError, match="is not the one that the store was harvested from"):
         measure(tmp_path, of_images / "activations.zarr", tmp_path)
 
 

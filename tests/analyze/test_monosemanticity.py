@@ -232,7 +232,7 @@ def test_class_means_leave_the_anchors_out(store: Store, tmp_path: pathlib.Path)
     save(dictionary, tmp_path, metadata | {"spec": metadata["spec"] | {"anchors": anchors}})
     with pytest.raises(UserError, match=r"--anchors: means of labels\.letter were anchors"):
         measure(tmp_path, store.path, tmp_path / "measured")
-    measure(tmp_path, store.path, tmp_path / "measured", tmp_path / "anchors.safetensors")
+    measure(tmp_path, store.path, tmp_path / "measured", anchors=tmp_path / "anchors.safetensors")
     found, _ = measured(tmp_path / "measured")
     x_BD, label_B = store.read("in", 0, store.rows).double().numpy(), store.array("rows/labels/letter")[:]
     W_enc, W_dec = (W.detach().double().numpy() for W in (dictionary.W_enc, dictionary.W_dec))

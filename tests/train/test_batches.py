@@ -24,7 +24,7 @@ few = settings(derandomize=True, max_examples=60, deadline=None)
 class InMemory:
     """The part of a store that batches use, over an array."""
 
-    dtype = torch.float32
+    dtype, remote = torch.float32, False
 
     def __init__(self, values: torch.Tensor, chunk: int) -> None:
         self.values, self.rows, self.widths = values, len(values), {"x": values.shape[1]}
