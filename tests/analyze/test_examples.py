@@ -129,6 +129,8 @@ def test_without_the_corpus_or_beside_another(of_images: pathlib.Path, tmp_path:
     (of_images / "corpus.zarr").rename(of_images / "elsewhere")
     measure(tmp_path, of_images / "activations.zarr", tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())["images"]["count"] == 0
+    measure(tmp_path, of_images / "activations.zarr", tmp_path, of_images / "elsewhere")
+    assert json.loads((tmp_path / "summary.json").read_text())["images"]["count"] > 0
     prepare_images(ImageCorpusSpec(digits=True, images=39), tmp_path / "corpus.zarr")
     with pytest.raises(UserError, match="is not the one that the store was harvested from"):
         measure(tmp_path, of_images / "activations.zarr", tmp_path)
