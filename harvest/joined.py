@@ -10,7 +10,8 @@ import numpy as np
 import zarr
 
 from harvest.errors import UserError
-from harvest.store import Layout, Statistics, Store
+from harvest.layout import Layout
+from harvest.store import Statistics, Store
 
 Place = pathlib.Path | Sequence[pathlib.Path]
 """Where a store is, or several with the same rows."""

@@ -16,7 +16,8 @@ from harvest.errors import UserError
 from harvest.store import Layout, Store
 from tests.synthetic import Synthetic, synthetic_store
 from tests.training import ROOT
-from train.batches import INDEX_BYTES, Batch, Batches
+from train.batches import Batch, Batches
+from train.pools import INDEX_BYTES
 
 few = settings(derandomize=True, max_examples=60, deadline=None)
 
