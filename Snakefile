@@ -461,6 +461,12 @@ rule report:
         " 2>&1 | tee {log}"
 
 
+onstart:
+    from analyze.first_lines import print_first_lines
+
+    print_first_lines(experiment, workflow.configfiles[0], results)
+
+
 onsuccess:
     from analyze.cost import print_cost
 
