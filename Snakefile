@@ -464,7 +464,8 @@ rule report:
 onstart:
     from analyze.first_lines import print_first_lines
 
-    print_first_lines(experiment, workflow.configfiles[0], results)
+    other = f" --model {config['model']}" if "model" in config else ""
+    print_first_lines(experiment, f"{workflow.configfiles[0]}{other}", results)
 
 
 onsuccess:

@@ -24,6 +24,9 @@ Results = Annotated[pathlib.Path, typer.Option(help="The experiment's results fo
 @app.command()
 def plan(
     config: Annotated[str, typer.Argument(help="An experiment: its YAML file, or YAML or JSON text.")],
+    model: Annotated[
+        str | None, typer.Option(help="A model in the place of its one, as `--config model=` gives it to Snakemake.")
+    ] = None,
     architecture: Annotated[
         list[str] | None,
         typer.Option(help="`<model>=<file>`: take this config.json for one of its models; for where the Hub is not."),
@@ -39,6 +42,8 @@ def plan(
     values = read_values(config)
     if not isinstance(values, dict):
         raise UserError(f"config {config[:200]!r}: has no keys; expected models, corpora, harvests, dictionaries")
+    if model is not None:
+        values["model"] = model
     files = {}
     for each in architecture or ():
         name, equals, file = each.partition("=")

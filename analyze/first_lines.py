@@ -12,17 +12,18 @@ from harvest.plan import Footprint, Sites
 from harvest.stated import stated_sites
 
 
-def print_first_lines(experiment: Experiment, config_file: str, results: pathlib.Path) -> None:
+def print_first_lines(experiment: Experiment, config: str, results: pathlib.Path) -> None:
     """They only inform: what is wrong with them is no reason not to run."""
     try:
-        print(first_lines(experiment, config_file, results))
+        print(first_lines(experiment, config, results))
     except Exception as error:
         print(f"plan of {experiment.name}: cannot be made ({error})")
 
 
-def first_lines(experiment: Experiment, config_file: str, results: pathlib.Path) -> str:
-    """Rows, disk and memory, as far as they are known without making a model, and how to know the rest."""
-    more = f"python -m harvest plan {config_file}"
+def first_lines(experiment: Experiment, config: str, results: pathlib.Path) -> str:
+    """Rows, disk and memory, as far as they are known without making a model, and how to know the rest: by `plan` of
+    `config`, a file and its options."""
+    more = f"python -m harvest plan {config}"
 
     def look(name: str) -> tuple[Sites, Footprint | None]:
         model = experiment.model_of(name)

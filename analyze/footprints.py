@@ -55,4 +55,6 @@ class Footprints:
         made = pathlib.Path("resources/models") / name
         if spec.wheel is not None and made.is_dir():
             return ModelSpec(id=str(made), dtype=spec.dtype)
+        if spec.gguf is not None and not pathlib.Path(spec.id).expanduser().is_dir():
+            raise NotKnown(f"model {spec.id}: its config lies in {spec.gguf}, with its weights")
         return spec.model_copy(update=elsewhere)

@@ -33,6 +33,7 @@ def footprint_of(model: ModelSpec, harvest: HarvestSpec, context: int | None) ->
     """
     if model.backend == "transformer_lens":
         raise NotKnown(f"model {model.id}: backend: transformer_lens makes no model without its weights")
+    model = model.model_copy(update={"device_map": None})  # on one device, that has nothing
     return _of_images(model, harvest) if context is None else _of_text(model, harvest, context)
 
 

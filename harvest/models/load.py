@@ -48,7 +48,7 @@ def load_model(spec: ModelSpec, device: torch.device | str) -> torch.nn.Module:
 
     From transformers it is the base model, without its language-model head; of CLIP and SigLIP, which see too, it is
     the text tower. Only safetensors and GGUF are read: nothing is unpickled. A local directory is loaded without trying
-    the network. On the device `meta` it is a model of its shape without weights, for which its config is enough.
+    the network. On the device `meta`, without a map, it is its shape without weights, for which its config is enough.
     """
     if spec.backend == "transformer_lens":
         from harvest.models.lens import load_lens
@@ -75,7 +75,7 @@ def load_weights(spec: ModelSpec, device: torch.device | str, kind: Any, config:
     """The model as `kind`, a class of transformers, gives it; with its head, where it has one. `config` is the part of
     the model's own that is for `kind`, such as one tower's."""
     source = source_of(spec)
-    empty = torch.device(device).type == "meta"
+    empty = torch.device(device).type == "meta" and spec.device_map is None
     if (directory := _directory(spec)) is not None and not empty:
         _weight_files(spec, directory)
     config = config or load_config(spec)

@@ -195,6 +195,19 @@ def test_what_could_be_changed(tmp_path: Path, plan: Any) -> None:
     assert "sae with it" not in said.out.replace(disk, "")  # what is left has not the time of the whole
 
 
+def test_another_model(tmp_path: Path, plan: Any) -> None:
+    said = plan(json.dumps(config_of("someone/llama")), "--model", tiny_llama(tmp_path / "llama"))
+    assert said.status == 0
+    assert said.out.startswith("plan of plan-llama, as plan has it\n")
+    assert "not known" not in said.out
+
+
+def test_a_config_that_lies_with_the_weights_is_not_fetched(plan: Any) -> None:
+    config = config_of("someone/llama")
+    config["models"]["tiny"]["gguf"] = "llama.gguf"
+    assert "model someone/llama: its config lies in llama.gguf, with its weights" in plan(json.dumps(config)).out
+
+
 def test_a_model_out_of_reach(tmp_path: Path, plan: Any) -> None:
     """What does not depend on it is there, and one line says how to know the rest."""
     config = config_of("someone/llama")
