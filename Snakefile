@@ -505,6 +505,13 @@ rule report:
         " 2>&1 | tee {log}"
 
 
+onstart:
+    from analyze.first_lines import print_first_lines
+
+    other = f" --model {config['model']}" if "model" in config else ""
+    print_first_lines(experiment, f"{workflow.configfiles[0]}{other}", results)
+
+
 onsuccess:
     from analyze.cost import print_cost
 

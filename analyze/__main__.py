@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from harvest.config import read_model
-from harvest.errors import main
+from harvest.config import read_model, read_values
+from harvest.errors import UserError, main
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
 
@@ -22,6 +22,40 @@ Output = Annotated[pathlib.Path, typer.Option(help="The folder the measurements 
 Anchors = Annotated[pathlib.Path | None, typer.Option(help="The anchors it was trained with; left out.")]
 Names = Annotated[list[str], typer.Argument(help="Dictionaries, in the order they are shown in.")]
 Results = Annotated[pathlib.Path, typer.Option(help="The experiment's results folder.")]
+
+
+@app.command()
+def plan(
+    config: Annotated[str, typer.Argument(help="An experiment: its YAML file, or YAML or JSON text.")],
+    model: Annotated[
+        str | None, typer.Option(help="A model in the place of its one, as `--config model=` gives it to Snakemake.")
+    ] = None,
+    architecture: Annotated[
+        list[str] | None,
+        typer.Option(help="`<model>=<file>`: take this config.json for one of its models; for where the Hub is not."),
+    ] = None,
+) -> None:
+    """What an experiment costs before it starts: rows, disk, memory, FLOPs, hours, and what one could change.
+
+    Nothing but the models' configs is downloaded, and a second is spent on measuring this machine.
+    """
+    from analyze.costs import describe_costs
+    from analyze.experiment import load_experiment
+
+    values = read_values(config)
+    if not isinstance(values, dict):
+        raise UserError(f"config {config[:200]!r}: has no keys; expected models, corpora, harvests, dictionaries")
+    if model is not None:
+        values["model"] = model
+    files = {}
+    for each in architecture or ():
+        name, equals, file = each.partition("=")
+        if not equals:
+            raise UserError(f"--architecture: {each!r} is not <model>=<file>, such as gpt2=config.json")
+        files[name] = pathlib.Path(file)
+    named = config if config.endswith((".yaml", ".yml", ".json")) else "plan"
+    experiment = load_experiment(values, named)
+    print(describe_costs(experiment, pathlib.Path("results") / experiment.name, files, named))
 
 
 @app.command()

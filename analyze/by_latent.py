@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from scipy import sparse
 
-from analyze.encoded import PLACE_BYTES, EncodedRows, check_disk
+from analyze.encoded import EncodedRows, check_disk
+from analyze.plan import PLACE_BYTES
 from harvest.files import make_folder
 from harvest.joined import Place, open_store
 

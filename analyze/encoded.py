@@ -19,6 +19,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from analyze.plan import BATCH_PLACES, PLACE_BYTES
 from analyze.variance import Reconstruction
 from harvest.errors import UserError
 from harvest.files import make_folder, read_json, write_json
@@ -30,12 +31,8 @@ from train.dictionary import Codes
 from train.files import load
 from train.kernels import DensePattern
 
-BATCH_PLACES = 2**24
-"""Pre-activations in one product: 64 MiB of them."""
 BLOCK_PLACES = 2**22
 """Active places in one block, which are held until the block is done: about 150 MiB with what sorting them takes."""
-PLACE_BYTES = 8
-"""A latent's number and its activation."""
 
 
 @dataclass(frozen=True)

@@ -93,15 +93,15 @@ class Experiment(Spec):
     """One config file: what flows from which model into which dictionaries."""
 
     name: Name
-    dask: Annotated[str, Field(pattern=r"^(tcp|tls|ucx|ws|wss)://\S+$")] | None = None
-    """The address of a Dask scheduler, such as `tcp://10.0.0.1:8786`, that passes over a store run on. Its workers must
-    see the same files. Without it they run where their job does."""
     models: dict[Name, ModelSpec] = Field(default_factory=dict)
     corpora: dict[Name, Corpus] = Field(default_factory=dict)
     harvests: dict[Name, Harvest] = Field(min_length=1)
     dictionaries: dict[Name, Dictionary] = Field(min_length=1)
     stores: str | None = None
     """Where stores go: a folder, or a URL such as `s3://bucket/prefix`. Unless given, they are beside the results."""
+    dask: Annotated[str, Field(pattern=r"^(tcp|tls|ucx|ws|wss)://\S+$")] | None = None
+    """The address of a Dask scheduler, such as `tcp://10.0.0.1:8786`, that passes over a store run on. Its workers must
+    see the same files. Without it they run where their job does."""
 
     @pydantic.field_validator("stores")
     @classmethod

@@ -1,6 +1,8 @@
 """`python -m harvest`: a model or the bench -> a store of activations."""
 
+import os
 import pathlib
+import sys
 from typing import Annotated
 
 import typer
@@ -145,6 +147,13 @@ def inspect(store: Annotated[str, typer.Argument(help="A store, such as activati
     from harvest.store import Store
 
     print(describe_store(Store(store)))
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def plan(context: typer.Context) -> None:
+    """Say what an experiment costs before it starts: rows, disk, memory, FLOPs, hours, and what one could change."""
+    # Only the top floor knows an experiment as a whole; nothing here imports it, so its own command takes over.
+    os.execv(sys.executable, [sys.executable, "-m", "analyze", "plan", *context.args])  # noqa: S606
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -21,6 +21,14 @@ def make_folder(path: pathlib.Path) -> None:
         raise UserError(f"output folder {path}: cannot be written ({error.strerror})") from None
 
 
+def existing(path: pathlib.Path) -> pathlib.Path:
+    """`path`, or the nearest folder around it that is there."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
 def write_text(path: pathlib.Path, text: str) -> None:
     """As `write_bytes`, in UTF-8."""
     write_bytes(path, text.encode())

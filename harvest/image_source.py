@@ -46,7 +46,7 @@ class ImageSource:
         pixels_BCHW = self._pixels(range(1))
         tokens, shapes = self._look(pixels_BCHW)
         patches = tokens - self.tower.prefix
-        self.whole = _rows_are_images(harvest.rows, self.sites, shapes, self.tower.has_cls)
+        self.whole = rows_are_images(harvest.rows, self.sites, shapes, self.tower.has_cls)
         self.rows_an_image = 1 if self.whole else patches
         self.rows = corpus.images * self.rows_an_image
         self.batch_images = max(1, harvest.batch_tokens // tokens)
@@ -139,7 +139,7 @@ class ImageSource:
         return tokens, shapes
 
 
-def _rows_are_images(
+def rows_are_images(
     wanted: str | None, sites: Iterable[Site], shapes: Mapping[str, tuple[int, ...]], has_cls: bool
 ) -> bool:
     pooled = [site.name for site in sites if len(shapes[site.name]) == 2]

@@ -9,8 +9,9 @@ import numpy as np
 import zarr
 
 from harvest.errors import UserError
+from harvest.layout import Layout
 from harvest.location import Location, absolute, folder_of
-from harvest.store import Layout, Statistics, Store
+from harvest.store import Statistics, Store
 
 Place = Location | Sequence[Location]
 """Where a store is, or several with the same rows."""

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from harvest.errors import UserError
-from harvest.files import make_folder, write_json
+from harvest.files import existing, make_folder, write_json
 from harvest.location import Location, check_location
 from harvest.memory import keep_buffers
 from harvest.progress import progress
@@ -117,9 +117,7 @@ def _announce(writer: StoreWriter, rows: int, seconds: float) -> None:
 
 def _check_disk(store: pathlib.Path, writer: StoreWriter) -> None:
     """Refuse before the first write; what a resumed store already holds is not needed again."""
-    there = store
-    while not there.exists():
-        there = there.parent
+    there = existing(store)
     held = sum(map(_file_size, store.rglob("*")))
     free, needed = shutil.disk_usage(there).free, writer.bytes - held
     if needed > free:

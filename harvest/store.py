@@ -22,37 +22,17 @@ import torch
 import zarr
 
 from harvest.errors import UserError
+from harvest.layout import Layout
 from harvest.location import Location, absolute, check_location
 from harvest.object_store import UrlStore, zarr_store
-from harvest.source import Source
 
 SCHEMA = 1
-CHUNK_BYTES = 2**20
-SHARD_BYTES = 2**27
-SHARDS_AT_LEAST = 16
 MARKER = "statistics/rows"
 REQUESTS = 32
 """To an object storage at once: each takes tens of milliseconds, however little it asks for."""
 
 
 _one_opens = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Rows in a chunk and in a shard; the same for every site, so that a shard is one unit of work."""
-
-    chunk_rows: int
-    shard_rows: int
-
-    @staticmethod
-    def for_source(source: Source) -> "Layout":
-        """Chunks near 1 MiB and shards near 128 MiB of the widest site; smaller stores still get 16 shards."""
-        row_bytes = max(source.widths.values()) * torch_dtype(source.dtype).itemsize
-        chunk = max(1, 2 ** ((CHUNK_BYTES // row_bytes).bit_length() - 1)) if row_bytes <= CHUNK_BYTES else 1
-        wanted = min(SHARD_BYTES // row_bytes, source.rows // SHARDS_AT_LEAST)
-        chunk = min(chunk, max(1, wanted))
-        return Layout(chunk, max(1, wanted // chunk) * chunk)
 
 
 @dataclass(frozen=True)

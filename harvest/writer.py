@@ -16,10 +16,11 @@ from zarr.errors import ContainsArrayError, ContainsGroupError
 
 from harvest.errors import UserError
 from harvest.files import differences_of
+from harvest.layout import Layout, sites_bytes
 from harvest.location import Location
 from harvest.object_store import UrlStore, zarr_store
 from harvest.source import Source
-from harvest.store import MARKER, SCHEMA, Layout, torch_dtype
+from harvest.store import MARKER, SCHEMA
 
 
 class StoreWriter:
@@ -28,8 +29,8 @@ class StoreWriter:
     def __init__(self, path: Location, source: Source, aliases: Mapping[str, str]) -> None:
         self.path, self.source = path, source
         self.files = zarr_store(path)
-        self.layout = Layout.for_source(source)
-        self.shards = -(-source.rows // self.layout.shard_rows)
+        self.layout = Layout.of(source.rows, source.widths, source.dtype)
+        self.shards = self.layout.shards(source.rows)
         self.facts = {**source.facts, "rows": source.rows, "shard_rows": self.layout.shard_rows, "schema": SCHEMA}
         self.fingerprint = fingerprint_of(self.facts)
         self.aliases = {name: site for name, site in aliases.items() if name != site}
@@ -63,10 +64,10 @@ class StoreWriter:
     @property
     def bytes(self) -> int:
         """Bytes on disk when the store is whole (row metadata counted uncompressed)."""
-        itemsize = torch_dtype(self.source.dtype).itemsize
-        per_row = sum(self.source.widths.values()) * itemsize
-        per_row += sum(np.dtype(c.dtype).itemsize * (c.width or 1) for c in self.source.columns.values())
-        return per_row * self.source.rows + sum(table.nbytes for table in self.source.tables.values())
+        source = self.source
+        columns = sum(np.dtype(c.dtype).itemsize * (c.width or 1) for c in source.columns.values())
+        tables = sum(table.nbytes for table in source.tables.values())
+        return sites_bytes(source.rows, source.widths, source.dtype) + columns * source.rows + tables
 
     def create(self) -> None:
         """Create whatever is not there yet. Repeatable: a kill in the middle is mended by the next call."""

@@ -12,19 +12,8 @@ from torch import Tensor
 
 from harvest.errors import UserError
 from harvest.store import REQUESTS, Store
+from train.pools import CHUNKS_HELD, MEMORY, MIB, POOL_BYTES, READERS, Pools
 
-POOL_BYTES = 3 * 2**28
-"""What is shuffled together, counted over all sites of the store: two pools and some batches fit in 2 GiB."""
-INDEX_BYTES = 48
-"""What a row's numbers and places take beside its values, while they are worked out."""
-READERS = 4
-"""A disk that is asked for several chunks at once gives them 1.7 times as fast; the page cache does not care."""
-CHUNKS_HELD = 4
-"""For each reader: its own, what Zarr holds of it, and what the allocator keeps of both."""
-BATCHES_HELD = 3
-"""One with the caller, the one before it, and one being made."""
-MIB = 2**20
-MEMORY = 2048 * MIB
 Item = TypeVar("Item")
 
 
@@ -70,29 +59,19 @@ class Batches:
         if batch % world:
             raise UserError(f"batch: {batch} rows cannot be shared equally by {world} processes; take a multiple")
         self.chunk = store.layout.chunk_rows
-        self.chunks = -(-self.rows // self.chunk)
-        whole_row = sum(store.widths.values()) * store.dtype.itemsize
-        self.pools = -(-self.chunks // max(1, pool_bytes // ((whole_row + INDEX_BYTES) * self.chunk)))
-        row = sum(store.widths[site] for site in self.sites) * store.dtype.itemsize
+        store_row, row = (
+            sum(store.widths[site] for site in some) * store.dtype.itemsize for some in (store.widths, self.sites)
+        )
         held = CHUNKS_HELD * self.chunk * row
         self.readers = max(READERS, min(REQUESTS, memory // 4 // held)) if store.remote else READERS
-        self.window = self._rows_in_a_window(memory, row, self.readers * held)
-
-    @property
-    def _pool_rows(self) -> int:
-        return min(self.rows, -(-self.chunks // self.pools) * self.chunk)
-
-    def _rows_in_a_window(self, memory: int, row: int, held: int) -> int:
-        """How many rows of this process's share may be held at once, while as many are read."""
-        share = self.batch // self.world
-        beside = BATCHES_HELD * share * row + held + INDEX_BYTES * self._pool_rows
-        least = beside + 2 * share * (row + INDEX_BYTES)
-        if memory < least:
+        pools = Pools(self.rows, self.chunk, store_row, row, batch // world, pool_bytes, self.readers)
+        if memory < pools.least:
             raise UserError(
-                f"--memory: {memory / MIB:g} MiB is too little for batches of {self.batch} rows of {row} bytes; "
-                f"give at least {-(-least // MIB)}"
+                f"--memory: {memory / MIB:g} MiB is too little for batches of {batch} rows of {row} bytes; "
+                f"give at least {-(-pools.least // MIB)}"
             )
-        return (memory - beside) // 2 // (row + INDEX_BYTES)
+        self.chunks, self.pools, self.pool_rows = pools.chunks, pools.count, pools.pool_rows
+        self.window = pools.window(memory)
 
     def iterate(self, first: int, steps: int) -> Iterator[Batch]:
         """Batches `first` to `steps` on the device, the next one being made and moved while one is used."""
@@ -140,7 +119,7 @@ class Batches:
 
         Two buffers take turns: a window's values are there until the next but one is asked for.
         """
-        size = min(self.window, self._pool_rows // self.world + 1)
+        size = min(self.window, self.pool_rows // self.world + 1)
         buffers = [{site: self._empty(site, size) for site in self.sites} for _ in range(2)]
         held = np.empty(0, np.int64)
         with ThreadPoolExecutor(self.readers) as readers:

@@ -14,8 +14,9 @@ from harvest.errors import UserError
 from harvest.joined import Place, open_store
 from harvest.memory import keep_buffers, peak_bytes
 from harvest.progress import progress
-from train.batches import MEMORY, Batches
+from train.batches import Batches
 from train.config import SAME_IN_A_PASS, training_rows
+from train.pools import MEMORY
 from train.run import Job, Run
 
 CHECKPOINT_SHARE = 1 / 20

@@ -148,4 +148,7 @@ def text_inputs(
         # Models number the columns, so padding on the left would move every text's positions.
         positions_BT = (attention_mask_BT.long().cumsum(1) - 1).clamp(min=0)
         inputs["position_ids"] = positions_BT + position_offset(model)
+    if device.type == "meta":
+        # Models ask whether the mask is 1 everywhere, which a tensor without values can't tell; without it, it is.
+        del inputs["attention_mask"]
     return {name: tensor.to(device) for name, tensor in inputs.items()}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from harvest.config import ModelSpec
-from harvest.errors import UserError
+from harvest.errors import NotKnown, UserError
 from harvest.models.torchvision_mend import mend_torchvision
 
 MiB = 2**20
@@ -48,7 +48,7 @@ def load_model(spec: ModelSpec, device: torch.device | str) -> torch.nn.Module:
 
     From transformers it is the base model, without its language-model head; of CLIP and SigLIP, which see too, it is
     the text tower. Only safetensors and GGUF are read: nothing is unpickled. A local directory is loaded without trying
-    the network.
+    the network. On the device `meta`, without a map, it is its shape without weights, for which its config is enough.
     """
     if spec.backend == "transformer_lens":
         from harvest.models.lens import load_lens
@@ -75,11 +75,14 @@ def load_weights(spec: ModelSpec, device: torch.device | str, kind: Any, config:
     """The model as `kind`, a class of transformers, gives it; with its head, where it has one. `config` is the part of
     the model's own that is for `kind`, such as one tower's."""
     source = source_of(spec)
-    if (directory := _directory(spec)) is not None:
+    empty = torch.device(device).type == "meta" and spec.device_map is None
+    if (directory := _directory(spec)) is not None and not empty:
         _weight_files(spec, directory)
     config = config or load_config(spec)
     if config.is_encoder_decoder:
         raise UserError(f"model {spec.id}: an encoder-decoder ({config.model_type}); give a causal model or an encoder")
+    if empty:
+        return _without_weights(spec, kind, config)
     quantization = _quantization(spec)
     # Quantised weights cannot be moved once they are there.
     device_map = spec.device_map or ({"": str(device)} if spec.quantization else None)
@@ -102,6 +105,13 @@ def load_weights(spec: ModelSpec, device: torch.device | str, kind: Any, config:
     model = model.eval().requires_grad_(False)
     model.config.use_cache = False
     return model if device_map else model.to(device)
+
+
+def _without_weights(spec: ModelSpec, kind: Any, config: Any) -> Any:
+    how = {"trust_remote_code": spec.trust_remote_code} if hasattr(kind, "from_config") else {}
+    make = getattr(kind, "from_config", None) or kind._from_config
+    with one_line_errors(f"model {spec.id}: it cannot be made from its config", spec), torch.device("meta"):
+        return make(config, dtype=getattr(torch, spec.dtype), **how).eval().requires_grad_(False)
 
 
 def _quantization(spec: ModelSpec) -> Any:
@@ -179,7 +189,11 @@ def context_limit(model: Any) -> int | None:
 
 def input_device(model: torch.nn.Module) -> torch.device:
     """Where a forward pass takes its inputs: beside the first weights, unless those are offloaded."""
-    return next((weight.device for weight in model.parameters() if not weight.is_meta), torch.device("cpu"))
+    if (device := next((weight.device for weight in model.parameters() if not weight.is_meta), None)) is not None:
+        return device
+    # Accelerate leaves weights without values in the place of those that it offloads, and hooks that bring them.
+    offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())
+    return torch.device("cpu" if offloaded or next(model.parameters(), None) is None else "meta")
 
 
 def takes(model: torch.nn.Module, argument: str) -> bool:
@@ -252,7 +266,7 @@ def one_line_errors(what: str, spec: ModelSpec) -> Iterator[None]:
     except Exception as error:
         text = " ".join(str(error).split())
         if any(sign in text for sign in ("couldn't connect", "offline mode", "Cannot reach", "LocalEntryNotFound")):
-            raise UserError(
+            raise NotKnown(
                 f"model {spec.id}: no such directory, not in the Hugging Face cache, and the Hub is out of reach; "
                 f"with it in reach, run `hf download {spec.id} --local-dir DIRECTORY` and give DIRECTORY as the id"
             ) from error

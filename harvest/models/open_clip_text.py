@@ -15,7 +15,7 @@ from harvest.models.text_tower import TextTower
 
 def load_open_clip_text(spec: ModelSpec, device: torch.device | str) -> TextTower:
     """The tower that `encode_text` runs, in `spec.dtype` on `device`."""
-    model = make_model(spec)
+    model = make_model(spec, device)
     whole = getattr(model, "text", model)
     if not hasattr(whole, "token_embedding") or getattr(whole, "cls_emb", None) is not None:
         raise UserError(
@@ -45,7 +45,10 @@ class Text(torch.nn.Module):
             max_position_embeddings=len(self.positional_embedding), vocab_size=whole.vocab_size
         )
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: Any = None) -> Any:
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, position_ids: Any = None
+    ) -> Any:
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         positions = torch.arange(input_ids.shape[1], device=input_ids.device) if position_ids is None else position_ids
         x_BTD = self.token_embedding(input_ids) + self.positional_embedding[positions]
         x_BTD = self.ln_final(

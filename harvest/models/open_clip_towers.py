@@ -32,7 +32,7 @@ class Recipe:
 
 def load_open_clip_vision(spec: ModelSpec, device: torch.device | str) -> VisionTower:
     """The tower that `encode_image` runs, in `spec.dtype` on `device`."""
-    visual = make_model(spec).visual.to(device, getattr(torch, spec.dtype))
+    visual = make_model(spec, device).visual.to(device, getattr(torch, spec.dtype))
     images = import_open_clip().transform
     preprocess = images.image_transform_v2(images.PreprocessCfg(**visual.preprocess_cfg), is_train=False)
     with one_line_errors(f"model {spec.id}: its vision tower cannot be run", spec):
@@ -68,9 +68,11 @@ def import_open_clip() -> Any:
     return open_clip
 
 
-def make_model(spec: ModelSpec) -> Any:
-    """The whole model in float32 on the CPU: random weights are then the same whatever the device and dtype."""
-    open_clip, recipe = import_open_clip(), recipe_of(spec)
+def make_model(spec: ModelSpec, device: torch.device | str = "cpu") -> Any:
+    """The whole model in float32 on the CPU: random weights are then the same whatever the device and dtype. For the
+    device `meta` it has none."""
+    place = "meta" if torch.device(device).type == "meta" else "cpu"
+    open_clip, recipe = import_open_clip(), recipe_of(spec, weights=place == "cpu")
     with (
         one_line_errors(f"model {spec.id}: open_clip cannot make it", spec),
         tempfile.TemporaryDirectory() as folder,
@@ -81,7 +83,9 @@ def make_model(spec: ModelSpec) -> Any:
         # open_clip takes a config from a folder, and would unpickle weights that it finds in one: here there are none.
         configs = {"model_cfg": recipe.model, "preprocess_cfg": recipe.preprocessing}
         Path(folder, CONFIG).write_text(json.dumps(configs))
-        model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
+        with torch.device(place):
+            made_from = f"local-dir:{folder}"
+            model = open_clip.create_model(made_from, load_weights=False, pretrained_text=False, device=place)
         if recipe.weights is not None:
             open_clip.load_checkpoint(model, str(recipe.weights))
     return model.eval().requires_grad_(False)
@@ -98,11 +102,11 @@ def _silence() -> Iterator[None]:
         logging.disable(before)
 
 
-def recipe_of(spec: ModelSpec) -> Recipe:
-    """Where each part of the model comes from; a tag's weights are downloaded, once."""
+def recipe_of(spec: ModelSpec, weights: bool = True) -> Recipe:
+    """Where each part of the model comes from; a tag's weights are downloaded, once, unless no `weights` are wanted."""
     directory = Path(spec.id).expanduser()
     if directory.is_dir():
-        return _from_directory(spec, directory)
+        return _from_directory(spec, directory, weights)
     if spec.architecture is not None:
         return Recipe(spec.architecture, {}, None)
     open_clip = import_open_clip()
@@ -116,13 +120,13 @@ def recipe_of(spec: ModelSpec) -> Recipe:
         return Recipe(model, {}, None)
     if spec.pretrained is None:
         raise UserError(f"model {spec.id}: give pretrained, a tag or a .safetensors file, or random_seed")
-    return _from_pretrained(spec, model, spec.pretrained)
+    return _from_pretrained(spec, model, spec.pretrained, weights)
 
 
-def _from_directory(spec: ModelSpec, directory: Path) -> Recipe:
+def _from_directory(spec: ModelSpec, directory: Path, weights: bool) -> Recipe:
     if spec.pretrained is not None or spec.random_seed is not None:
         raise UserError(f"model {spec.id}: a directory has its own weights; leave out pretrained and random_seed")
-    for name in (CONFIG, WEIGHTS):
+    for name in (CONFIG, WEIGHTS) if weights else (CONFIG,):
         if not (directory / name).is_file():
             raise UserError(
                 f"model {spec.id}: the directory has no {name}; expected {CONFIG} and {WEIGHTS} (pickled weights are "
@@ -130,10 +134,10 @@ def _from_directory(spec: ModelSpec, directory: Path) -> Recipe:
             )
     with one_line_errors(f"model {spec.id}: {CONFIG} cannot be read", spec):
         config = json.loads((directory / CONFIG).read_text())
-        return Recipe(config["model_cfg"], config.get("preprocess_cfg", {}), directory / WEIGHTS)
+        return Recipe(config["model_cfg"], config.get("preprocess_cfg", {}), directory / WEIGHTS if weights else None)
 
 
-def _from_pretrained(spec: ModelSpec, model: dict[str, Any], pretrained: str) -> Recipe:
+def _from_pretrained(spec: ModelSpec, model: dict[str, Any], pretrained: str, weights: bool) -> Recipe:
     file = Path(pretrained).expanduser()
     if file.is_file():
         if file.suffix != ".safetensors":
@@ -148,7 +152,7 @@ def _from_pretrained(spec: ModelSpec, model: dict[str, Any], pretrained: str) ->
         # open_clip warns and goes on with the wrong activation function.
         raise UserError(f"pretrained: {pretrained} was trained with QuickGELU; write id: {spec.id}-quickgelu")
     preprocessing = {key: tag[key] for key in PREPROCESSING if tag.get(key) is not None}
-    return Recipe(model, preprocessing, _download(spec, tag.get("hf_hub", "")))
+    return Recipe(model, preprocessing, _download(spec, tag.get("hf_hub", "")) if weights else None)
 
 
 def _download(spec: ModelSpec, listed: str) -> Path:

@@ -36,7 +36,10 @@ class TextTower(Tower):
         self.find_sites(text_inputs(self, ids_BT, torch.ones_like(ids_BT)), [])
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         output = self.body(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
         projected = getattr(output, "text_embeds", None)

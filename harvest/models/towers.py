@@ -87,6 +87,8 @@ def _layer_stack(body: torch.nn.Module) -> str | None:
 def _adds_up(sites: list[Site], seen: Mapping[str, torch.Tensor]) -> bool:
     """Whether every layer adds what its attention and MLP give to the residual stream as it is: no scale, no norm."""
     names = {site.name for site in sites}
+    if any(value.is_meta for value in seen.values()):
+        return True  # there are no values to add up
     for layer in (name.removesuffix(".resid_post") for name in names if name.endswith(".resid_post")):
         if not {f"{layer}.attn_out", f"{layer}.mlp_out"} <= names:
             return False

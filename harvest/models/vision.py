@@ -76,6 +76,9 @@ def load_vision(spec: ModelSpec, device: torch.device | str) -> VisionTower:
     if spec.backend != "transformers":
         raise UserError(f"backend: {spec.backend} runs no vision model; take transformers or open_clip")
     body = _load_body(spec, device)
+    if torch.device(device).type == "meta":
+        size = _pixels(spec)
+        return VisionTower(body, _embed, lambda _: torch.zeros(3, *size))
     # PIL, because torchvision resizes a little differently, and its operators need not be there.
     with one_line_errors(f"model {spec.id}: its image processor (preprocessor_config.json) cannot be loaded", spec):
         processor = import_transformers().AutoImageProcessor.from_pretrained(**source_of(spec), backend="pil")
@@ -86,6 +89,15 @@ def load_vision(spec: ModelSpec, device: torch.device | str) -> VisionTower:
 
     with one_line_errors(f"model {spec.id}: its vision tower cannot be run", spec):
         return VisionTower(body, _embed, preprocess)
+
+
+def _pixels(spec: ModelSpec) -> tuple[int, int]:
+    """Height and width of the images that the model takes, as its config alone says."""
+    config = load_config(spec)
+    size = getattr(getattr(config, "vision_config", config), "image_size", None)
+    if not isinstance(size, int | tuple | list):
+        raise UserError(f"model {spec.id}: its config does not say how large its images are")
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def sees_images(spec: ModelSpec) -> bool:

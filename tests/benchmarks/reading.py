@@ -17,7 +17,8 @@ from harvest.memory import keep_buffers
 from harvest.store import Store
 from tests.benchmarks.measure import record
 from tests.synthetic import Synthetic, synthetic_store
-from train.batches import MIB, Batch, Batches
+from train.batches import Batch, Batches
+from train.pools import MIB
 
 WIDTH, BATCH, ROWS = 768, 4096, 3 * 2**19
 PAIRS = 3

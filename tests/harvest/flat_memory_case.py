@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-import harvest.store
+import harvest.layout
 from harvest.config import CorpusSpec, HarvestSpec, ModelSpec
 from harvest.corpora.corpus import Corpus
 from harvest.corpora.prepare import prepare
@@ -24,7 +24,7 @@ SHORT, HARVESTED, LONG = 50_000, 250_000, 2_400_000
 
 def main(folder: Path) -> None:
     # Small stores have small shards: here all stores have those of the long one.
-    harvest.store.SHARD_BYTES, harvest.store.CHUNK_BYTES = 2**18, 2**16
+    harvest.layout.SHARD_BYTES, harvest.layout.CHUNK_BYTES = 2**18, 2**16
     model = ModelSpec(id=str(tiny_gpt2(folder / "model")), dtype="float32")
     spec = HarvestSpec(sites=["layers.*.resid_post"])
     text = "A stream of text, which is read once, and no more of it is held than a few sequences are long. " * 5

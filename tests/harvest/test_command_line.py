@@ -183,7 +183,7 @@ def test_folders_that_cannot_be_written(prepared: Path, tmp_path: Path, harvest:
 def test_too_little_disk(prepared: Path, tmp_path: Path, harvest: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=20_000))
-    refused(harvest(*arguments_of(prepared, tmp_path)), "needs 42", "kB more, 20 kB are free", "fewer tokens or sites")
+    refused(harvest(*arguments_of(prepared, tmp_path)), "needs 50", "kB more, 20 kB are free", "fewer tokens or sites")
     assert list(tmp_path.iterdir()) == []
 
 

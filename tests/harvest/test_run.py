@@ -20,6 +20,7 @@ from harvest.errors import UserError
 from harvest.files import read_json
 from harvest.run import harvest
 from harvest.store import Store
+from harvest.writer import StoreWriter
 from tests.arithmetic import Arithmetic
 
 SHARDS = 16
@@ -193,11 +194,14 @@ def test_other_facts_are_refused_with_what_differs(tmp_path: Path) -> None:
 
 
 def test_too_little_disk_is_found_before_the_first_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # 320 rows of 2·(3 + 8) bytes of activations and 4 + 4 + 4·5 of columns, and a table of 9 bytes
-    needed = 320 * (22 + 28) + 9
+    # 320 rows of 2·(3 + 8) bytes of activations and 4 + 4 + 4·5 of columns, and a table of 9 bytes; in each of 16
+    # shards statistics, 8·(1 + 7 + 17) bytes, and the indices of two sites with as many chunks as make 20 rows
+    store = StoreWriter(tmp_path / "activations.zarr", Arithmetic(), {})
+    chunks = store.layout.shard_rows // store.layout.chunk_rows
+    needed = 320 * (22 + 28) + 9 + 16 * (8 * 25 + 2 * (16 * chunks + 4))
     available: Callable[[Any], Usage] = lambda _path: Usage(10**9, 10**9, needed - 1)  # noqa: E731
     monkeypatch.setattr(shutil, "disk_usage", available)
-    with pytest.raises(UserError, match=r"needs 16 kB more, 16 kB are free in .*; take fewer tokens or sites"):
+    with pytest.raises(UserError, match=r"needs 19.8 kB more, 19.8 kB are free in .*; take fewer tokens or sites"):
         run(tmp_path / "not" / "there")
     assert list(tmp_path.iterdir()) == []
 
@@ -262,4 +266,4 @@ def test_the_manifest_tells_what_the_store_holds(tmp_path: Path) -> None:
 def test_what_will_be_done_is_said_before_the_first_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path)
     said = capsys.readouterr().out
-    assert re.search(r"activations.zarr: 320 of 320 rows to harvest, 2 sites, 16 kB in all, .+ free, about", said)
+    assert re.search(r"activations.zarr: 320 of 320 rows to harvest, 2 sites, 19.8 kB in all, .+ free, about", said)

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harvest.errors import UserError
+from harvest.layout import CHUNK_BYTES, SHARD_BYTES, Layout
 from harvest.run import harvest
-from harvest.store import CHUNK_BYTES, SHARD_BYTES, Layout, Store
+from harvest.store import Store
 from tests.arithmetic import Arithmetic
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -26,7 +27,7 @@ def harvested(folder: Path, source: Arithmetic, **aliases: str) -> Store:
 
 @given(st.integers(1, 10**9), st.integers(1, 10**5), st.sampled_from(sorted(ITEMSIZE)))
 def test_layout_follows_from_byte_targets(rows: int, width: int, dtype: str) -> None:
-    layout = Layout.for_source(Arithmetic(rows, dtype, widths={"narrow": 1, "wide": width}))
+    layout = Layout.of(rows, {"narrow": 1, "wide": width}, dtype)
     row_bytes = width * ITEMSIZE[dtype]
     shards = math.ceil(rows / layout.shard_rows)
     assert layout.shard_rows % layout.chunk_rows == 0
@@ -40,7 +41,7 @@ def test_layout_follows_from_byte_targets(rows: int, width: int, dtype: str) -> 
 
 def test_layout_of_wide_rows() -> None:
     for width in (CHUNK_BYTES, SHARD_BYTES):
-        assert Layout.for_source(Arithmetic(100, "float32", widths={"x": width})).chunk_rows == 1
+        assert Layout.of(100, {"x": width}, "float32").chunk_rows == 1
 
 
 @pytest.mark.parametrize("dtype", sorted(ITEMSIZE))

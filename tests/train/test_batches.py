@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harvest.errors import UserError
-from harvest.store import Layout, Store
+from harvest.layout import Layout
+from harvest.store import Store
 from tests.synthetic import Synthetic, synthetic_store
 from tests.training import ROOT
-from train.batches import INDEX_BYTES, Batch, Batches
+from train.batches import Batch, Batches
+from train.pools import INDEX_BYTES
 
 few = settings(derandomize=True, max_examples=60, deadline=None)
 
@@ -236,7 +238,8 @@ def test_batch_means_scatter_as_in_a_global_shuffle(
 MEASURED = """
 import psutil, sys
 from harvest.store import Store
-from train.batches import MIB, Batches
+from train.batches import Batches
+from train.pools import MIB
 store, memory = Store(sys.argv[1]), int(sys.argv[2])
 def resident(): return psutil.Process().memory_info().rss / MIB
 for _ in Batches(store, ["x"], 64, 0, rows=64 * 20).iterate(0, 10): pass

@@ -29,6 +29,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run(folder)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "report: results/tiny/report/index.html" in done.stdout + done.stderr
+    assert done.stdout.startswith("plan of tiny: harvests: 1, dictionaries: 2\n  rows: 2,000\n  disk: "), done.stdout
     return folder
 
 
