@@ -500,8 +500,14 @@ rule report:
         results=results,
         name=experiment.name,
         dictionaries=list(experiment.dictionaries),
+        models=[
+            option
+            for harvest in experiment.model_harvests
+            for option in ("--model", f"{harvest}={experiment.model_name(harvest)}")
+        ],
     shell:
         "python -m analyze report {params.name} {params.dictionaries} --results {params.results} --output {output}"
+        " {params.models:q}"
         " 2>&1 | tee {log}"
 
 

@@ -168,6 +168,9 @@ def report(
     names: Names,
     results: Results,
     output: Annotated[pathlib.Path, typer.Option(help="The report's folder.")],
+    model: Annotated[
+        list[str] | None, typer.Option(help="`<harvest>=<name>`: what a harvest's model is called; repeated.")
+    ] = None,
     single_file: Annotated[
         pathlib.Path | None, typer.Option(help="Also write the whole report into this one HTML file, if it is small.")
     ] = None,
@@ -180,7 +183,8 @@ def report(
     manifests = sorted(results.glob("harvest/*/activations.manifest.json"))
     table = results / "recovery.csv"
     truth = (table, results / "theory.json") if table.exists() else None
-    build(experiment, dictionaries, manifests, output, truth, results / "stability.json")
+    models = {harvest: called for harvest, _, called in (each.partition("=") for each in model or ())}
+    build(experiment, dictionaries, manifests, output, truth, results / "stability.json", models)
     if single_file is not None:
         write_single_file(output, single_file)
 

@@ -171,6 +171,11 @@ class Experiment(Spec):
     def model_of(self, harvest: str) -> str:
         return self.model_harvests[harvest].model
 
+    def model_name(self, harvest: str) -> str:
+        """What a report calls a harvest's model."""
+        spec = self.models[self.model_of(harvest)]
+        return spec.id if spec.pretrained is None else f"{spec.id}, {spec.pretrained}"
+
     # Each rule gets its own part of the config and no more, so that an edit reruns only what it touches.
 
     def model_source_text(self, model: str) -> str:

@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jinja2
@@ -34,6 +35,7 @@ def build(
     output: pathlib.Path,
     truth: tuple[pathlib.Path, pathlib.Path] | None = None,
     stability: pathlib.Path | None = None,
+    models: Mapping[str, str] | None = None,
 ) -> None:
     """Write a report that opens from `file://` without a network: `index.html`, a page and a feature browser for each
     dictionary, and pages that compare them.
@@ -41,13 +43,13 @@ def build(
     `dictionaries`: name, folder of its measurements, folder of its training. `manifests`: those of the harvests, each
     in a folder called after its harvest; what `corpus.json` beside one says of its corpus is shown too. `truth`:
     recovery.csv and theory.json of an experiment on the bench, whose report also has `recovery.html` and `theory.html`.
-    `stability`: stability.json. Where it was measured there are `monosemanticity.html`, `resampling.html` and
-    `stability.html`. Raises `UserError` where a measurement cannot be read.
+    `stability`: stability.json. `models`: what the model of a harvest is called. Where there is something to compare
+    there are `monosemanticity.html`, `resampling.html` and `stability.html`. Raises `UserError` where a measurement cannot be read.
     """
     table = read_table(truth[0]) if truth else {}
     matches = read_json(stability, "measurement") if stability is not None and stability.exists() else {}
     found = [read_dictionary(*paths, table.get(paths[0]), matches) for paths in dictionaries]
-    harvests = [read_harvest(path) for path in manifests]
+    harvests = [read_harvest(path, (models or {}).get(path.parent.name)) for path in manifests]
     for place, dictionary in enumerate(found):
         dictionary["harvest"] = harvest_of(dictionary["training"], harvests)
         dictionary["style"] = figures.style(place)

@@ -126,13 +126,15 @@ def _short_lists(
     return lists
 
 
-def read_harvest(manifest: pathlib.Path) -> dict[str, Any]:
-    """Its name, its manifest, and what is known of its corpus."""
-    corpus = manifest.with_name("corpus.json")
+def read_harvest(manifest: pathlib.Path, model: str | None) -> dict[str, Any]:
+    """Its name, what its model is called, its manifest, what is known of its corpus, and what that left out."""
+    corpus = _optional(manifest.with_name("corpus.json"))
     return {
         "name": manifest.parent.name,
+        "model": model,
         "manifest": read_json(manifest, "manifest"),
-        "corpus": read_json(corpus, "corpus") if corpus.exists() else None,
+        "corpus": corpus and {key: value for key, value in corpus.items() if key != "left_out_names"},
+        "left_out": (corpus or {}).get("left_out_names", []),
     }
 
 

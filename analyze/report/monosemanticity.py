@@ -137,5 +137,5 @@ def _distributions(
         )
     unit = "bits" if of.key == "entropy" else "share" if of.form == "share" else ""
     x = axis(f"{of.label} ({unit})" if unit else of.label)
-    y = {**axis("live latents in a twentieth (share)"), "rangemode": "tozero"}
+    y = {**axis("live latents (share)"), "rangemode": "tozero"}
     return figure(f"{of.key}-{label_set}" if label_set else of.key, of.label, of.definition, traces, x, y)

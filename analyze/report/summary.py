@@ -8,12 +8,11 @@ from analyze.report.formats import duration, size
 
 def what_was_run(dictionaries: list[dict[str, Any]], harvests: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Models, corpora, rows, dictionaries, seeds, cost and versions, as far as the files say them."""
-    sources = [harvest["manifest"]["source"] for harvest in harvests]
     trained = [d["training"] for d in dictionaries if d["training"]["seconds"] is not None]
     loaded = [d["training"]["loaded"] for d in dictionaries if "loaded" in d["training"]]
     versions = _distinct(f"{name} {v}" for d in dictionaries for name, v in (d["training"]["versions"] or {}).items())
     found = [
-        ("model", _distinct(_model(source) for source in sources)),
+        ("model", _distinct(map(_model, harvests))),
         ("corpus", _distinct(_corpus(harvest) for harvest in harvests)),
         ("rows", _distinct(f"{h['manifest']['rows']:,} in {h['name']}" for h in harvests)),
         ("dictionaries", f"{len(trained)} trained" + (f", {len(loaded)} loaded" if loaded else "")),
@@ -24,11 +23,12 @@ def what_was_run(dictionaries: list[dict[str, Any]], harvests: list[dict[str, An
     return [(key, value) for key, value in found if value]
 
 
-def _model(source: dict[str, Any]) -> str:
+def _model(harvest: dict[str, Any]) -> str:
+    """As the experiment calls it; else what the store knows, which is nothing of a directory's name."""
+    source = harvest["manifest"]["source"]
     model = source.get("model")
-    if isinstance(model, dict):
-        return str(model.get("id") or model.get("backend") or "")
-    return "Linear Representation Bench" if "bench" in source else str(model or "")
+    known = (model.get("id") or model.get("backend") or "") if isinstance(model, dict) else model or ""
+    return harvest["model"] or ("Linear Representation Bench" if "bench" in source else str(known))
 
 
 def _corpus(harvest: dict[str, Any]) -> str:

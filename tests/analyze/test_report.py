@@ -194,6 +194,23 @@ def test_a_missing_measurement_is_named(results: pathlib.Path, tmp_path: pathlib
     assert not (tmp_path / "report").exists()
 
 
+def test_what_was_run_names_the_model_and_folds_what_was_left_out(
+    results: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    harvest = tmp_path / "harvest" / "hostile"
+    shutil.copytree(results / "harvest" / "hostile", harvest)
+    left_out = ["<b>empty</b>: documents too short", "other: documents seen before"]
+    (harvest / "corpus.json").write_text(json.dumps({"documents": 3, "left_out_names": left_out}))
+    dictionaries = [("sae", results / "analyze" / "sae", results / "train" / "sae")]
+    manifests = [harvest / "activations.manifest.json"]
+    build("named", dictionaries, manifests, tmp_path / "report", models={"hostile": "<b>someone</b>/model"})
+    page = Page(tmp_path / "report" / "index.html")
+    assert "<b>someone</b>/model" in page.text
+    assert "Left out: the first 2, by name" in page.text
+    assert all(name in page.text for name in left_out)
+    assert ("b", {}) not in page.tags
+
+
 def test_a_dictionary_without_a_live_latent_has_a_page(results: pathlib.Path, tmp_path: pathlib.Path) -> None:
     shutil.copytree(results / "analyze" / "sae", tmp_path / "sae")
     tensors = load_file(tmp_path / "sae" / "latents.safetensors")
