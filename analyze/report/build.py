@@ -44,7 +44,8 @@ def build(
     in a folder called after its harvest; what `corpus.json` beside one says of its corpus is shown too. `truth`:
     recovery.csv and theory.json of an experiment on the bench, whose report also has `recovery.html` and `theory.html`.
     `stability`: stability.json. `models`: what the model of a harvest is called. Where there is something to compare
-    there are `monosemanticity.html`, `resampling.html` and `stability.html`. Raises `UserError` where a measurement cannot be read.
+    there are `monosemanticity.html`, `resampling.html` and `stability.html`. Raises `UserError` where a measurement
+    cannot be read.
     """
     table = read_table(truth[0]) if truth else {}
     matches = read_json(stability, "measurement") if stability is not None and stability.exists() else {}
