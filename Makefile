@@ -19,9 +19,10 @@ install-test: .venv/.installed-test
 demo: install
 	$(BIN)/snakemake --cores all
 
-# A worker for each core, each with one thread. What was skipped is said, and why.
+# A worker more than there are cores, as some wait for other processes; each with one thread. What was skipped is said,
+# and why.
 test: install-test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -rs
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $$(($$(nproc) + 1)) --dist loadfile -rs
 
 check: install-test
 	$(BIN)/ruff check .

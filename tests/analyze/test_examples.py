@@ -92,13 +92,13 @@ def test_examples_show_their_image(of_images: pathlib.Path) -> None:
     dense_BF = dictionary.encode(x_BD).dense().detach().numpy()
     found = read_pack(of_images / "examples/0.json.gz")["latents"]
     patches = GRID * GRID if store.has("rows/position") else 1
-    seen = set()
+    seen, digits = set(), load_digits().target
     for latent, of_latent in found.items():
         for example in itertools.chain(of_latent["top"], *of_latent["quantiles"]):
             image, patch = divmod(example["row"], patches)
             seen.add(image)
             assert example["image"] == image
-            assert example["labels"] == {"class": str(load_digits().target[image])}
+            assert example["labels"] == {"class": str(digits[image])}
             assert example.get("patch") == ([patch // GRID, patch % GRID] if patches > 1 else None)
             if patches > 1:
                 heat = dense_BF[image * patches : (image + 1) * patches, int(latent)]

@@ -26,10 +26,23 @@ def write_config(folder: Path, model: Path) -> None:
 
 
 def snakemake(folder: Path, *arguments: str) -> list[str]:
-    """The command that runs the repository's workflow in `folder`. `arguments` come first: targets, then options."""
+    """The command that runs the repository's workflow in `folder`. `arguments` come first: targets, then options.
+
+    Most of the time is processes starting, which two can do at once: jobs have one thread each.
+    """
     program = str(Path(sys.executable).parent / "snakemake")
     where = ["--directory", str(folder), "--snakefile", str(REPOSITORY / "Snakefile")]
-    return [program, *arguments, "--cores", "2", *where, "--configfile", str(folder / "tiny.yaml")]
+    return [
+        program,
+        *arguments,
+        "--cores",
+        "2",
+        "--max-threads",
+        "1",
+        *where,
+        "--configfile",
+        str(folder / "tiny.yaml"),
+    ]
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

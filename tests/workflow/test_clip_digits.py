@@ -25,9 +25,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for spec in config["dictionaries"].values():
         spec |= {"latents": 32, "tokens": 2000, "batch": 64}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    done = run(
-        folder, "--set-threads", *(f"{rule}=1" for rule in ("prepare", "harvest", "anchors", "train", "measure"))
-    )
+    done = run(folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder / "results/tiny"
 

@@ -345,8 +345,9 @@ def test_token_ids_are_those_of_open_clip(tmp_path: Path) -> None:
     assert facts["complete"]
 
 
-def test_a_tokenizer_of_transformers() -> None:
+def test_a_tokenizer_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it gives is compared in test_text_source.py."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it tries for most of a minute
     spec = ModelSpec(id="ViT-B-16-SigLIP", backend="open_clip", random_seed=0)
     with pytest.raises(UserError, match="timm/ViT-B-16-SigLIP: no such directory, not in the Hugging Face cache"):
         load_tokenizer(spec)
