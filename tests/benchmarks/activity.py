@@ -28,8 +28,8 @@ from train.files import save
 from train.sparsity import make_sparsity
 
 WIDTH, LATENTS, L0, VOCABULARY, CONTEXT = 768, 16_384, 32, 5_000, 128
-ROWS, ROWS_OF_PEER, LATENTS_OF_PEER = 2**18, 2**16, 256
-PAIRS = 2
+ROWS, ROWS_OF_PEER, LATENTS_OF_PEER = 2**20, 2**15, 256
+PAIRS = 1
 DASHBOARD = pathlib.Path(".peers/sae-dashboard/bin/python")
 
 
@@ -87,7 +87,7 @@ def _beside_encoding(folder: pathlib.Path) -> dict[str, Any]:
         shutil.rmtree(folder / "encoded")
     how = (
         f"{WIDTH} x {LATENTS} TopK of l0 {L0}, {ROWS} rows with tokens and 8 labels, {os.cpu_count()} CPU cores: the "
-        f"whole measurement; peer: encoding alone; {PAIRS} pairs"
+        f"whole measurement; peer: encoding alone; {PAIRS} pair"
     )
     return record("measuring / encoding alone", ours, alone, "s", how)
 
@@ -113,7 +113,7 @@ def _beside_dashboard(folder: pathlib.Path) -> dict[str, Any]:
         peer.append(LATENTS_OF_PEER / float(_dashboard(folder, str(LATENTS_OF_PEER)).split()[-1]))
     how = (
         f"{WIDTH} x {LATENTS} TopK of l0 {L0}, {ROWS_OF_PEER} tokens, {os.cpu_count()} CPU cores: measured and written "
-        f"as pages; peer: SAEDashboard 0.8.0's runner for {LATENTS_OF_PEER} of the latents, unwritten; {PAIRS} pairs"
+        f"as pages; peer: SAEDashboard 0.8.0's runner for {LATENTS_OF_PEER} of the latents, unwritten; {PAIRS} pair"
     )
     return record(name, ours, peer, "latents/s", how)
 
