@@ -33,11 +33,11 @@ from train.files import load
 TOKENS = 32_768
 """At most so many are read: the mean loss of a language model is then known to about 0.02 nats, and differences between
 two losses on the same tokens much better."""
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 LOGITS = 2**28
 """In one pass: half a GiB in bfloat16."""
-LOGITS_AT_ONCE = 2**24
-"""Compared at a time: 64 MiB of them in float32."""
+LOGITS_AT_ONCE = 2**22
+"""Compared at a time: 16 MiB of them in float32, as larger blocks are new memory each time."""
 ALL = "all"
 
 
@@ -187,13 +187,12 @@ class Splicing:
             variants[ALL] = list(self.written)
         found = {}
         for variant, names in variants.items():
-            losses = []
+            changed = []
             for y_nR in (output_nR, torch.zeros_like(output_nR)):
                 there = {self.sites[name]: put(at_n, y_nR[:, self.written[name]]) for name in names}
                 with spliced(self.base, there):
-                    losses.append(clean.compared(self.whole(**inputs).logits))
-            (loss, divergence), (zero, _) = losses
-            found[variant] = Losses(clean.positions, clean.loss, loss, zero, divergence)
+                    changed.append(self.whole(**inputs).logits)
+            found[variant] = clean.losses(*changed)
         return found
 
 
@@ -209,24 +208,26 @@ def put(at_n: Tensor, y_nD: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 class Predictions:
-    """What a model says of the next token at some positions: sums over them, in nats."""
+    """What a model says of the next token at some positions."""
 
     def __init__(self, logits_BTV: Tensor, ids_BT: Tensor, followed_BU: Tensor) -> None:
         """`followed_BU` `(B, T − 1)`: the positions that count, after all of which a token comes."""
-        self.at = followed_BU.to(logits_BTV.device).nonzero(as_tuple=True)
-        self.logits_nV = logits_BTV[self.at]
-        self.targets_n = ids_BT[:, 1:].to(logits_BTV.device)[self.at]
-        self.positions = len(self.targets_n)
-        self.loss, _ = self.compared(logits_BTV)
+        self.logits_BTV = logits_BTV
+        self.at_n2 = followed_BU.to(logits_BTV.device).nonzero()
+        self.ids_BT = ids_BT.to(logits_BTV.device)
 
-    def compared(self, logits_BTV: Tensor) -> tuple[float, float]:
-        """Cross-entropy of other logits for the same positions, and `KL(these ‖ others)`."""
-        loss = divergence = 0.0
-        step = max(1, LOGITS_AT_ONCE // logits_BTV.shape[-1])
-        for first in range(0, self.positions, step):
-            part = slice(first, first + step)
-            others_bV = logits_BTV[self.at[0][part], self.at[1][part]].float().log_softmax(1)
-            own_bV = self.logits_nV[part].float().log_softmax(1)
-            loss -= float(others_bV.gather(1, self.targets_n[part, None]).double().sum())
-            divergence += float((own_bV.exp() * (own_bV - others_bV)).sum(1).double().sum())
-        return loss, divergence
+    def losses(self, spliced_BTV: Tensor, zero_BTV: Tensor) -> Losses:
+        """These predictions beside others of the same positions: sums over them."""
+        found = Losses(0, 0.0, 0.0, 0.0, 0.0)
+        for at_b2 in torch.split(self.at_n2, max(1, LOGITS_AT_ONCE // self.logits_BTV.shape[-1])):
+            row_b, position_b = at_b2.unbind(1)
+            targets_b1 = self.ids_BT[row_b, position_b + 1][:, None]
+            clean_bV, other_bV, no_bV = (
+                logits_BTV[row_b, position_b].float().log_softmax(1)
+                for logits_BTV in (self.logits_BTV, spliced_BTV, zero_BTV)
+            )
+            gains = (log_bV.gather(1, targets_b1).double().sum() for log_bV in (clean_bV, other_bV, no_bV))
+            divergence_b = (clean_bV.exp() * (clean_bV - other_bV)).sum(1)
+            sums = (*(-gain for gain in gains), divergence_b.double().sum())
+            found += Losses(len(at_b2), *map(float, sums))
+        return found

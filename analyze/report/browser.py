@@ -18,18 +18,20 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from analyze.examples import PACK
+from analyze.examples import PACK, without_collector
 from analyze.report.browser_figures import OF_LABELS, OF_LATENTS, SHARE_OF_NORM
 from analyze.report.browser_packs import base_32768, numbers, pack_of
-from analyze.report.export import write_csv, write_neuronpedia
+from analyze.report.export import neuronpedia_file, write_csv
 from analyze.report.formats import visible
 from analyze.report.measured import Measured, read_match, read_measured
 from harvest.files import make_folder, write_bytes, write_text
+from harvest.progress import progress
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
 PEAKS_SHOWN = 3
 
 
+@without_collector()
 def write_browser(
     name: str,
     analyzed: pathlib.Path,
@@ -54,15 +56,20 @@ def write_browser(
     peaks: dict[str, list[Any]] = {key: [] for key in lists}
     top_images: list[int | None] = []
     seen: dict[str, int] = {}
-    for pack in found.packs:
-        examples = found.examples(pack)
-        for latent in found.latents_of(pack):
-            top = examples["latents"].get(str(latent), {"top": []})["top"]
-            tokens = collections.Counter(visible(examples["texts"][e["tokens"][e["peak"]]]) for e in top if "peak" in e)
-            peaks["of"].append([seen.setdefault(text, len(seen)) for text, _ in tokens.most_common()])
-            top_images.append(top[0].get("image") if top else None)
-        packed = gzip.compress(_json(pack_of(found, pack, examples)).encode(), 9, mtime=0)
-        _script(folder / "packs" / f"{pack}.js", "latentPack", name, pack, base_32768(packed))
+    whole = neuronpedia_file(found, folder / "neuronpedia.json.gz")
+    with progress(found.count, f"pages of {name}", "latent") as bar, whole as add:
+        for pack in found.packs:
+            examples = found.examples(pack)
+            for latent in found.latents_of(pack):
+                top = examples["latents"].get(str(latent), {"top": []})["top"]
+                at = [visible(examples["texts"][e["tokens"][e["peak"]]]) for e in top if "peak" in e]
+                texts = [text for text, _ in collections.Counter(at).most_common()]
+                peaks["of"].append([seen.setdefault(text, len(seen)) for text in texts])
+                top_images.append(top[0].get("image") if top else None)
+            packed = gzip.compress(_json(pack_of(found, pack, examples)).encode(), 9, mtime=0)
+            _script(folder / "packs" / f"{pack}.js", "latentPack", name, pack, base_32768(packed))
+            add(pack, examples)
+            bar.update(len(found.latents_of(pack)))
     peaks["texts"] = list(seen)
     partners = [other for other in others if other != name and _write_match(found, other, analyzed, folder)]
     _script(folder / "index.js", "latentIndex", _index(found, peaks, top_images, others, partners))
@@ -70,7 +77,6 @@ def write_browser(
     if (analyzed / "images").exists():
         shutil.copytree(analyzed / "images", folder / "images", dirs_exist_ok=True)
     write_csv(found, folder / "latents.csv")
-    write_neuronpedia(found, folder / "neuronpedia.json.gz")
     page = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True).get_template("browser.html")
     write_text(output / "features" / f"{name}.html", page.render(name=name, experiment=experiment))
 

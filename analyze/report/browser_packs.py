@@ -1,6 +1,7 @@
 """What a page shows of latents, pack by pack, in few bytes."""
 
 import collections
+import itertools
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ def pack_of(found: Measured, pack: int, examples: dict[str, Any]) -> dict[str, A
     everyone = [example for latent in examples["latents"].values() for example in _all(latent)]
     # The most frequent first, so that most tokens are one byte.
     count = collections.Counter(token for example in everyone for token in example.get("tokens", []))
-    places = {token: place for place, (token, _) in enumerate(count.most_common())}
+    places = {token: character(place) for place, (token, _) in enumerate(count.most_common())}
     numbers = sorted({example["image"] for example in everyone if "image" in example})
     shown = {}
     for latent in found.latents_of(pack):
@@ -44,7 +45,7 @@ def _all(latent: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _columns(
-    found: Measured, of_latent: dict[str, Any], places: dict[int, int], largest: float
+    found: Measured, of_latent: dict[str, Any], places: dict[int, str], largest: float
 ) -> dict[str, list[Any]]:
     """Examples column by column, which takes half the bytes. `tokens` is a character each, its place among the pack's
     texts; `around` the place and activation of each active token but the example's own; `heat` a character a patch.
@@ -56,9 +57,9 @@ def _columns(
         labels = [numbered[name].get(example["labels"].get(name, ""), -1) for name in found.sets]
         shown = {key: example[key] for key in ("row", "activation", "peak", "image", "patch") if key in example}
         if "tokens" in example:
-            shown["tokens"] = "".join(character(places[token]) for token in example["tokens"])
-            active = ((i, a) for i, a in enumerate(example["activations"]) if a and i != example["peak"])
-            shown["around"] = [each for pair in active for each in pair]
+            shown["tokens"] = "".join([places[token] for token in example["tokens"]])
+            active = [(i, a) for i, a in enumerate(example["activations"]) if a and i != example["peak"]]
+            shown["around"] = list(itertools.chain.from_iterable(active))
         if "heat" in example:
             top = len(HEAT) - 1
             shown["heat"] = "".join(HEAT[min(top, -int(-top * each // largest))] for each in example["heat"])

@@ -1,11 +1,12 @@
 """Latents for other programs: a table as CSV, and features in the shape that SAEDashboard writes for Neuronpedia."""
 
+import contextlib
 import csv
 import gzip
 import io
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -43,48 +44,54 @@ def write_csv(found: Measured, path: pathlib.Path) -> None:
     write_bytes(path, file.getvalue().encode(errors="replace"))  # names of files may be no Unicode
 
 
-def write_neuronpedia(found: Measured, path: pathlib.Path) -> None:
-    """The live latents as one batch, `{"model_id", "layer", "sae_set", "features": [...]}`, pack by pack.
+@contextlib.contextmanager
+def neuronpedia_file(found: Measured, path: pathlib.Path) -> Iterator[Callable[[int, dict[str, Any]], None]]:
+    """Yields what adds the live latents of a pack, whose examples it is given, to a file that is there at the end.
 
-    Examples are the top ones; what was not measured is an empty list. Tokens are as the corpus has them.
+    The file is one batch, `{"model_id", "layer", "sae_set", "features": [...]}`. Examples are the top ones; what was
+    not measured is an empty list. Tokens are as the corpus has them.
     """
     about = {"model_id": "", "layer": 0, "sae_set": found.name}
-    beside = path.with_name(f".{path.name}.partial")
+    beside, separator = path.with_name(f".{path.name}.partial"), "\n"
     with beside.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
+
+        def add(pack: int, examples: dict[str, Any]) -> None:
+            nonlocal separator
+            for feature in _features(found, pack, examples):
+                text = json.dumps(feature, ensure_ascii=False, separators=(",", ":"))
+                file.write(f"{separator}{text}".encode("utf-8", "replace"))
+                separator = ",\n"
+
         file.write(f'{json.dumps(about, ensure_ascii=False)[:-1]}, "features": ['.encode())
-        for place, feature in enumerate(features(found)):
-            file.write((",\n" if place else "\n").encode())
-            file.write(json.dumps(feature, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"))
+        yield add
         file.write(b"\n]}\n")
     beside.replace(path)
 
 
-def features(found: Measured) -> Iterator[dict[str, Any]]:
-    """Every live latent as a feature of Neuronpedia."""
+def _features(found: Measured, pack: int, examples: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The live latents of a pack as features of Neuronpedia."""
     rows = found.summary["whole"]["rows"]
     edges = found.latents["histogram_edges"]
-    for pack in found.packs:
-        examples = found.examples(pack)
-        for latent in found.latents_of(pack):
-            of_latent = examples["latents"].get(str(latent))
-            if of_latent is None:
-                continue
-            filled = np.flatnonzero(found.latents["histogram"][latent])
-            bins = slice(filled[0], filled[-1] + 1) if len(filled) else slice(0)
-            linked = found.latents.get("cofiring_latents", np.empty((found.count, 0)))[latent] >= 0
-            yield {
-                "feature_index": latent,
-                **_lens(found, latent),
-                **{key: [] for key in NOT_MEASURED},
-                "correlated_features_indices": _of(found.latents, "cofiring_latents", latent, linked),
-                "correlated_features_pearson": _of(found.latents, "cofiring_correlation", latent, linked),
-                "frac_nonzero": float(found.latents["firing"][latent] / rows),
-                # The middle of a bin on its logarithmic axis.
-                "freq_hist_data_bar_values": _digits(np.sqrt(edges[:-1] * edges[1:])[bins]),
-                "freq_hist_data_bar_heights": found.latents["histogram"][latent][bins].tolist(),
-                **{"n_prompts_total": 0, "n_tokens_in_prompt": 0, "dataset": ""},
-                "activations": list(_activations(of_latent["top"], examples["texts"])),
-            }
+    for latent in found.latents_of(pack):
+        of_latent = examples["latents"].get(str(latent))
+        if of_latent is None:
+            continue
+        filled = np.flatnonzero(found.latents["histogram"][latent])
+        bins = slice(filled[0], filled[-1] + 1) if len(filled) else slice(0)
+        linked = found.latents.get("cofiring_latents", np.empty((found.count, 0)))[latent] >= 0
+        yield {
+            "feature_index": latent,
+            **_lens(found, latent),
+            **{key: [] for key in NOT_MEASURED},
+            "correlated_features_indices": _of(found.latents, "cofiring_latents", latent, linked),
+            "correlated_features_pearson": _of(found.latents, "cofiring_correlation", latent, linked),
+            "frac_nonzero": float(found.latents["firing"][latent] / rows),
+            # The middle of a bin on its logarithmic axis.
+            "freq_hist_data_bar_values": _digits(np.sqrt(edges[:-1] * edges[1:])[bins]),
+            "freq_hist_data_bar_heights": found.latents["histogram"][latent][bins].tolist(),
+            **{"n_prompts_total": 0, "n_tokens_in_prompt": 0, "dataset": ""},
+            "activations": list(_activations(of_latent["top"], examples["texts"])),
+        }
 
 
 def _activations(top: list[dict[str, Any]], texts: list[str]) -> Iterator[dict[str, Any]]:

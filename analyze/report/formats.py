@@ -10,17 +10,20 @@ MISSING = "–"
 
 def visible(text: str) -> str:
     """Text with its line breaks, tabs and other control characters as signs, in the order they were written."""
-    return "".join(map(_visible_character, text)) or "⟨⟩"
+    return text.translate(_SIGNS) or "⟨⟩"
 
 
-def _visible_character(character: str) -> str:
-    code = ord(character)
-    if character in "\n\t":
-        return "↵" if character == "\n" else "→"
-    if code < 0x20:
-        return chr(0x2400 + code)
-    # Format characters include those that turn the reading direction of everything after them.
-    return "·" if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") else character
+class _Signs(dict[int, int]):
+    """What stands for each character, looked up once."""
+
+    def __missing__(self, code: int) -> int:
+        # Format characters include those that turn the reading direction of everything after them.
+        unseen = unicodedata.category(chr(code)) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        self[code] = 0x2400 + code if code < 0x20 else ord("·") if unseen else code
+        return self[code]
+
+
+_SIGNS = _Signs({ord("\n"): ord("↵"), ord("\t"): ord("→")})
 
 
 def share(value: float | None) -> str:
