@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,16 @@ def test_long_work_shows_rate_and_time_left(finished: Path) -> None:
     for log in ("prepare-docs", "harvest-docs-1-of-1", "train-sae"):
         said = (finished / f"results/tiny/logs/{log}.log").read_text()
         assert re.search(r"100%\|█+\| [^\[]+\[\d\d:\d\d<\d\d:\d\d, .*(token|row)/s", said), said
+
+
+def test_a_report_that_can_be_passed_on(finished: Path) -> None:
+    done = run(finished, "--report", "report.zip")
+    assert done.returncode == 0, done.stderr[-3000:]
+    with zipfile.ZipFile(finished / "report.zip") as file:
+        packed = {name.partition("/data/raw/")[2].partition("/")[2]: file.read(name) for name in file.namelist()}
+    report = finished / "results/tiny/report"
+    written = {str(path.relative_to(report)): path.read_bytes() for path in report.rglob("*") if path.is_file()}
+    assert packed.items() >= {name: data for name, data in written.items() if not name.startswith(".")}.items()
 
 
 def test_a_second_run_does_nothing(finished: Path) -> None:
