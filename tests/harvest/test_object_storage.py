@@ -221,7 +221,7 @@ BENCH = '{"features": 20, "sites": {"p": 16}, "rows": 8, "sparsity": 0.9, "inter
         ("s3://no-such-bucket/x", {}, ["store s3://no-such-bucket/x: cannot be", "bucket does not exist"]),
         (
             "s3://bucket/x",
-            {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"},
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1"},
             ["s3://bucket/x: cannot be", "not connect"],
         ),
         ("s3://bucket/x", {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, ["Unable to locate credentials"]),
@@ -264,7 +264,7 @@ def test_an_endpoint_that_has_credentials_keeps_them(variables: dict[str, str], 
     clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     for arguments in (["inspect", "s3://bucket/x"], ["bench", BENCH, "--store", "s3://bucket/x"]):
         command = [sys.executable, "-m", "harvest", *arguments]
-        where = {**clean, **variables, "AWS_ENDPOINT_URL": endpoint}
+        where = {**clean, **variables, "AWS_ENDPOINT_URL": endpoint, "AWS_MAX_ATTEMPTS": "1"}
         done = subprocess.run(command, env=where, capture_output=True, text=True)
         assert done.returncode == 2
         (said,) = lines(done.stderr)
