@@ -19,10 +19,10 @@ install-test: .venv/.installed-test
 demo: install
 	$(BIN)/snakemake --cores all
 
-# A worker more than there are cores, as some wait for other processes; each with one thread. Files of many tests are not
+# Two workers more than there are cores, as some wait for other processes; each with one thread. Files of many tests are not
 # put first: the whole runs are, which are few and long. What was skipped is said, and why.
 test: install-test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder -rs
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $$(($$(nproc) + 2)) --dist loadfile --no-loadscope-reorder -rs
 
 check: install-test
 	$(BIN)/ruff check .
