@@ -1,4 +1,4 @@
-"""The whole pipeline with its store in an object storage, a real S3 server, from a config to all that a report reads."""
+"""The workflow with its store in an object storage, a real S3 server, from a config to all that a report reads."""
 
 import csv
 from pathlib import Path
