@@ -204,11 +204,14 @@ def anchors_of(wildcards):
     )
 
 
-# One process for each GPU that the profile gives. Not a param: another machine is no reason to train again.
+# One process for each GPU that the profile gives. Not a param: another machine is no reason to train again. A SIGTERM is
+# for all of a job: this shell waits for the checkpoint, as a cluster kills what its job leaves behind, and tee for the
+# line that says so.
 train_command = (
+    "trap : TERM; "
     "$(test {resources.gpu} -gt 1 && echo torchrun --standalone --nproc_per_node {resources.gpu} || echo python)"
     " -m train run {params.specs:q} {params.stores:q} {params.places:q} --memory {resources.rows_mib}"
-    " 2>&1 | tee {log}"
+    " 2>&1 | (trap '' TERM; exec tee {log})"
 )
 
 
