@@ -151,8 +151,8 @@ class DensePattern:
 
 Pattern = SparsePattern | DensePattern
 
-DENSE_FROM = 1 / 16
-"""Share of active latents from which dense products are faster (two CPU cores, 768 x 16,384)."""
+DENSE_FROM = 1 / 5
+"""Share of active latents from which dense products are faster (two CPU cores, from 64 x 512 to 768 x 16,384)."""
 
 
 def pattern_of(mask_BF: Tensor) -> Pattern:
