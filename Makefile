@@ -19,11 +19,11 @@ install-test: .venv/.installed-test
 demo: install
 	$(BIN)/snakemake --cores all
 
-# Two workers more than there are cores, as some wait for other processes; each with one thread. Files of many tests are not
+# A worker more than there are cores, as some wait for other processes; each with one thread. Files of many tests are not
 # put first: the whole runs are, which are few and long. Modules are compiled once for all processes that tests start,
 # whatever the environment says. What was skipped is said, and why.
 test: install-test
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n $$(($$(nproc) + 2)) --dist loadfile --no-loadscope-reorder -rs
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder -rs
 
 check: install-test
 	$(BIN)/ruff check .

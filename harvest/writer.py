@@ -72,8 +72,11 @@ class StoreWriter:
     def create(self) -> None:
         """Create whatever is not there yet. Repeatable: a kill in the middle is mended by the next call."""
         source, rows = self.source, self.source.rows
-        # The attributes come with the group, in one file: what is a Zarr group here is a store.
-        self.group = zarr.open_group(self.files, mode="a", zarr_format=3, attributes=self._attributes())
+        # The attributes come with the group, in one file: what is a Zarr group here is a store. Where there is no lock,
+        # another part may be faster with it and with all that follows; what that creates is the same.
+        with contextlib.suppress(ContainsGroupError):
+            zarr.open_group(self.files, mode="a", zarr_format=3, attributes=self._attributes())
+        self.group = zarr.open_group(self.files, mode="r+", zarr_format=3)
         aliases = self.group.attrs.asdict()["aliases"]
         assert isinstance(aliases, dict)
         if not self.aliases.items() <= aliases.items():
@@ -115,7 +118,6 @@ class StoreWriter:
         # Chunks of nothing but zeros are written too, by whoever continues a store as by whoever created it.
         with zarr.config.set({"array.write_empty_chunks": True}):
             if path not in self.group:
-                # Where there is no lock, another part may have been faster; what it created is the same.
                 with contextlib.suppress(ContainsArrayError):
                     self.group.create_array(path, **how)
             array = self.group[path]

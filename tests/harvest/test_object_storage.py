@@ -175,6 +175,22 @@ def test_parts_at_the_same_time(
     assert stored(s3, tmp_path) == small
 
 
+def test_another_part_created_the_store_meanwhile(
+    tmp_path: Path, small: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = zarr.open_group
+
+    def slower(*arguments: Any, mode: Any, **keywords: Any) -> zarr.Group:
+        group = original(*arguments, mode=mode, **keywords)
+        if mode == "a":
+            raise zarr.errors.ContainsGroupError("it was not there a moment ago")
+        return group
+
+    monkeypatch.setattr(zarr, "open_group", slower)
+    run(tmp_path, tmp_path / "activations.zarr", Arithmetic(ROWS))
+    assert contents(tmp_path) == small
+
+
 def test_trained_and_measured_to_the_byte_as_on_disk(s3: str, tmp_path: Path) -> None:
     stores: dict[str, str | Path] = {"s3": f"s3://{s3}", "disk": tmp_path / "activations.zarr"}
     spec, kept = spec_of(reads=["in"], tokens=6400, batch=64, sparsity={"batchtopk": {"l0": 3}}), {}
