@@ -176,8 +176,7 @@ class Splicing:
 
         inputs = text_inputs(self.whole, ids_BT, mask_BT)
         with spliced(self.base, {self.sites[name]: keep(name) for name in self.reads}):
-            logits_BTV = self.whole(**inputs).logits
-        clean = Predictions(logits_BTV, ids_BT, replaced_BT[:, :-1] & mask_BT[:, 1:].bool())
+            clean_BTV = self.whole(**inputs).logits
         device = self.dictionary.b_dec.device
         seen = [captured[name].reshape(ids_BT.numel(), -1) for name in self.reads]
         rows = [x_ND[at_n.to(x_ND.device)].to(device, self.dtype) for x_ND in seen]
@@ -192,7 +191,7 @@ class Splicing:
                 there = {self.sites[name]: put(at_n, y_nR[:, self.written[name]]) for name in names}
                 with spliced(self.base, there):
                     changed.append(self.whole(**inputs).logits)
-            found[variant] = clean.losses(*changed)
+            found[variant] = compared(ids_BT, replaced_BT[:, :-1] & mask_BT[:, 1:].bool(), clean_BTV, *changed)
         return found
 
 
@@ -207,27 +206,20 @@ def put(at_n: Tensor, y_nD: Tensor) -> Callable[[Tensor], Tensor]:
     return replace
 
 
-class Predictions:
-    """What a model says of the next token at some positions."""
-
-    def __init__(self, logits_BTV: Tensor, ids_BT: Tensor, followed_BU: Tensor) -> None:
-        """`followed_BU` `(B, T − 1)`: the positions that count, after all of which a token comes."""
-        self.logits_BTV = logits_BTV
-        self.at_n2 = followed_BU.to(logits_BTV.device).nonzero()
-        self.ids_BT = ids_BT.to(logits_BTV.device)
-
-    def losses(self, spliced_BTV: Tensor, zero_BTV: Tensor) -> Losses:
-        """These predictions beside others of the same positions: sums over them."""
-        found = Losses(0, 0.0, 0.0, 0.0, 0.0)
-        for at_b2 in torch.split(self.at_n2, max(1, LOGITS_AT_ONCE // self.logits_BTV.shape[-1])):
-            row_b, position_b = at_b2.unbind(1)
-            targets_b1 = self.ids_BT[row_b, position_b + 1][:, None]
-            clean_bV, other_bV, no_bV = (
-                logits_BTV[row_b, position_b].float().log_softmax(1)
-                for logits_BTV in (self.logits_BTV, spliced_BTV, zero_BTV)
-            )
-            gains = (log_bV.gather(1, targets_b1).double().sum() for log_bV in (clean_bV, other_bV, no_bV))
-            divergence_b = (clean_bV.exp() * (clean_bV - other_bV)).sum(1)
-            sums = (*(-gain for gain in gains), divergence_b.double().sum())
-            found += Losses(len(at_b2), *map(float, sums))
-        return found
+def compared(ids_BT: Tensor, followed_BU: Tensor, clean_BTV: Tensor, spliced_BTV: Tensor, zero_BTV: Tensor) -> Losses:
+    """What three runs of a model say of the next token, at the positions of `followed_BU` `(B, T − 1)`, after all of
+    which one comes."""
+    found = Losses(0, 0.0, 0.0, 0.0, 0.0)
+    ids_BT = ids_BT.to(clean_BTV.device)
+    at_n2 = followed_BU.to(clean_BTV.device).nonzero()
+    for at_b2 in torch.split(at_n2, max(1, LOGITS_AT_ONCE // clean_BTV.shape[-1])):
+        row_b, position_b = at_b2.unbind(1)
+        targets_b1 = ids_BT[row_b, position_b + 1][:, None]
+        clean_bV, other_bV, no_bV = (
+            logits_BTV[row_b, position_b].float().log_softmax(1) for logits_BTV in (clean_BTV, spliced_BTV, zero_BTV)
+        )
+        gains = (log_bV.gather(1, targets_b1).double().sum() for log_bV in (clean_bV, other_bV, no_bV))
+        divergence_b = (clean_bV.exp() * (clean_bV - other_bV)).sum(1)
+        sums = (*(-gain for gain in gains), divergence_b.double().sum())
+        found += Losses(len(at_b2), *map(float, sums))
+    return found

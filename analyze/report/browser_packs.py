@@ -23,13 +23,14 @@ def pack_of(found: Measured, pack: int, examples: dict[str, Any]) -> dict[str, A
     # The most frequent first, so that most tokens are one byte.
     count = collections.Counter(token for example in everyone for token in example.get("tokens", []))
     places = {token: character(place) for place, (token, _) in enumerate(count.most_common())}
+    numbered = {name: {label: number for number, label in enumerate(labels)} for name, labels in found.sets.items()}
     numbers = sorted({example["image"] for example in everyone if "image" in example})
     shown = {}
     for latent in found.latents_of(pack):
         of_latent: dict[str, Any] = examples["latents"].get(str(latent), {"top": []})
         shown[latent] = {
             "groups": [len(of_latent["top"]), *map(len, of_latent.get("quantiles", []))],
-            "examples": _columns(found, of_latent, places, float(found.latents["max_activation"][latent])),
+            "examples": _columns(of_latent, places, numbered, float(found.latents["max_activation"][latent])),
             "histogram": found.latents["histogram"][latent].tolist(),
             "labels": {name: _label_rows(found, name, latent) for name in found.sets if f"{name}/sum" in found.labels},
             **_geometry(found, latent),
@@ -45,16 +46,16 @@ def _all(latent: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _columns(
-    found: Measured, of_latent: dict[str, Any], places: dict[int, str], largest: float
+    of_latent: dict[str, Any], places: dict[int, str], numbered: dict[str, dict[str, int]], largest: float
 ) -> dict[str, list[Any]]:
     """Examples column by column, which takes half the bytes. `tokens` is a character each, its place among the pack's
-    texts; `around` the place and activation of each active token but the example's own; `heat` a character a patch.
+    texts; `around` the place and activation of each active token but the example's own; `heat` a character a patch;
+    `labels` one of each set, by its number in `numbered`.
     """
     examples = [*of_latent["top"], *(_narrow(e) for group in of_latent.get("quantiles", []) for e in group)]
     columns: dict[str, list[Any]] = {"row": [], "activation": [], "labels": []}
-    numbered = {name: {label: number for number, label in enumerate(labels)} for name, labels in found.sets.items()}
     for example in examples:
-        labels = [numbered[name].get(example["labels"].get(name, ""), -1) for name in found.sets]
+        labels = [numbers.get(example["labels"].get(name, ""), -1) for name, numbers in numbered.items()]
         shown = {key: example[key] for key in ("row", "activation", "peak", "image", "patch") if key in example}
         if "tokens" in example:
             shown["tokens"] = "".join([places[token] for token in example["tokens"]])
