@@ -26,7 +26,7 @@ from train.scaling import Scaling
 from train.sparsity import SPARSITIES
 from train.trainer import Trainer
 
-STEPS = {"rows": 200, "latents": 60}
+STEPS = {"rows": 200, "latents": 100}
 """What processes share out, and for how long."""
 BATCHTOPK = {"sparsity": {"batchtopk": {"l0": 3}}}
 RELU = {"sparsity": {"relu": {"l0": 3}}}

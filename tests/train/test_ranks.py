@@ -70,7 +70,7 @@ def test_two_processes_train_as_one(alone: Path, together: Path, split: str, cas
     curve = metrics_of(alone / "output")
     assert len(curve) == STEPS[split]
     if "auxk" in case:
-        assert sum("auxk" in line for line in curve) > STEPS[split] / 4, "there were dead latents to speak of"
+        assert sum("auxk" in line for line in curve) > STEPS[split] / 2, "there were dead latents to speak of"
     for one, two in zip(curve, metrics_of(together / "output"), strict=True):
         assert two == pytest.approx(one, rel=1e-9, abs=1e-12)
     events, same_events = ((folder / "output" / "resampling.jsonl").read_text() for folder in (alone, together))

@@ -142,13 +142,13 @@ def processes_with(*words: str) -> list[int]:
 def test_another_model_with_no_other_edit(finished: Path) -> None:
     before = states(finished / "results")
     model = tiny_gpt2(finished / "gpt2")
-    done = run(finished, "results/tiny-gpt2/train/sae/cfg.json", "--config", f"model={model}")
+    done = run(finished, "--until", "train", "--config", f"model={model}")
     assert done.returncode == 0, done.stderr[-3000:]
     results = finished / "results/tiny-gpt2"
     manifest = json.loads((results / MANIFEST).read_text())
     assert list(manifest["sites"]) == ["layers.1.mlp_in", "layers.1.mlp_out", "layers.1.resid_post"]
     assert {site["width"] for site in manifest["sites"].values()} == {32}
-    assert json.loads((results / "train/sae/cfg.json").read_text())["d_in"] == 32
+    assert {path.parent.name for path in results.glob("train/*/sae_weights.safetensors")} == {"sae", "transcoder"}
     assert states(finished / "results").items() >= before.items()
 
 
